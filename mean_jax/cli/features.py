@@ -1,0 +1,159 @@
+"""mean-jax-features: transaction log -> customer table."""
+
+import datetime
+from pathlib import Path
+import time
+
+from absl import flags
+
+from mean_jax.cli import common
+from mean_jax.errors import UserError
+from mean_jax.features.spec import FeatureSpec
+from mean_jax.features.summary import FeatureSummary
+from mean_jax.log import LOGGER
+
+_TRANSACTIONS = flags.DEFINE_string(
+    "transactions",
+    None,
+    "Transaction log, one row per transaction or per line of it: a Parquet or CSV file, a folder of them, or a glob.",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Customer table to write, sorted by id; must not exist. A name that ends in .parquet is one file, any other a "
+    "folder of part files.",
+    required=True,
+)
+_BACKEND = flags.DEFINE_enum(
+    "backend", "duckdb", ["duckdb", "pyspark"], "Engine; duckdb is embedded, nothing to set up."
+)
+_ID_COLUMN = flags.DEFINE_string("id_column", "customer_id", "Column of the customer ids: integers or text.")
+_TIME_COLUMN = flags.DEFINE_string(
+    "time_column",
+    "timestamp",
+    "Column of the transaction times: timestamps, dates or ISO 8601 text, read as UTC where no offset is given.",
+)
+_AMOUNT_COLUMN = flags.DEFINE_string(
+    "amount_column", "amount", "Column of the amounts in currency; negative amounts are returns."
+)
+_EXCLUDE = flags.DEFINE_list(
+    "exclude", [], "Columns to leave out. Any other numeric, text or boolean column gives further features."
+)
+_OBSERVATION_DAYS = flags.DEFINE_integer(
+    "observation_days",
+    90,
+    "Length in days (of 24 hours) of the observation window that features look at. It begins with a customer's first "
+    "transaction, and customers whose window ends after the log are dropped; see --as_of for the other way.",
+)
+_HORIZONS = flags.DEFINE_list(
+    "horizons",
+    ["30", "90", "180", "365"],
+    "Horizons in days after the window's end; label cltv_H is the sum of amounts in the first H of them, at least 0, "
+    "null where they are not over when the log ends. Empty (--horizons=) for a table without labels, to be scored.",
+)
+_AS_OF = flags.DEFINE_string(
+    "as_of",
+    None,
+    "Date YYYY-MM-DD: one window for all customers, the --observation_days before this day's first instant (UTC), for "
+    "those with a transaction in it. Default: a window for each customer from the first transaction on.",
+)
+_NET = flags.DEFINE_boolean(
+    "net",
+    True,
+    "Whether negative amounts (returns) are netted in sums of amounts; with --nonet they count as 0 in every amount. "
+    "Windows, counts and dates are the same either way.",
+)
+_SUB_WINDOWS = flags.DEFINE_integer(
+    "sub_windows", 3, "Number of equal parts of the observation window that get a sum and a count of their own."
+)
+_MEMORY_LIMIT = flags.DEFINE_string(
+    "memory_limit",
+    None,
+    "Memory that DuckDB may use, such as 4GB; more goes to disk beside the output. Default: 80 % of the machine's.",
+)
+
+
+def _parse_horizons(texts: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(int(text) for text in texts)
+    except ValueError:
+        raise UserError(f"--horizons={','.join(texts)}: expected whole numbers of days such as 30,90") from None
+
+
+def _parse_date(text: str | None) -> datetime.date | None:
+    if text is None:
+        return None
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").date()
+    except ValueError:
+        raise UserError(f"--as_of={text}: expected a date such as 2020-12-31") from None
+
+
+def _report(summary: FeatureSummary) -> None:
+    span = summary.span
+    LOGGER.info(
+        "log: %d rows of %d customers from %s to %s%s",
+        span.rows,
+        span.customers,
+        span.first,
+        span.last,
+        " (a daily log: its last day counts as complete)" if span.is_daily else "",
+    )
+    for name in summary.ignored:
+        LOGGER.info("column %s is not used: a date or time other than --time_column", name)
+    if summary.begins_before_log:
+        LOGGER.info("the window begins before the log does: nothing is known of purchases there")
+    LOGGER.info(
+        "%d of %d customers dropped: %s",
+        span.customers - summary.customers,
+        span.customers,
+        "no transaction in the observation window" if _AS_OF.value else "their observation window ends after the log",
+    )
+    for name, label in summary.labels.items():
+        LOGGER.info(
+            "%s: %d customers labelled, %.1f %% zero, total %.2f%s",
+            name,
+            label.labelled,
+            100 * label.zero_share,
+            label.total,
+            f"; {label.clipped} below 0 were set to 0" if label.clipped else "",
+        )
+    if summary.constant:
+        LOGGER.info("constant columns, to leave out of training: --exclude=%s", ",".join(summary.constant))
+
+
+def _main() -> None:
+    from mean_jax.features.build import build_customer_table  # imported late so that --help answers at once
+
+    if _BACKEND.value == "pyspark":
+        raise UserError("--backend=pyspark: no Spark session is set up in this version; leave --backend=duckdb")
+    spec = FeatureSpec(
+        id_column=_ID_COLUMN.value,
+        time_column=_TIME_COLUMN.value,
+        amount_column=_AMOUNT_COLUMN.value,
+        excluded=tuple(_EXCLUDE.value),
+        observation_days=_OBSERVATION_DAYS.value,
+        horizons=_parse_horizons(_HORIZONS.value),
+        as_of=_parse_date(_AS_OF.value),
+        net=_NET.value,
+        sub_windows=_SUB_WINDOWS.value,
+    )
+    start = time.monotonic()
+    summary = build_customer_table(_TRANSACTIONS.value, Path(_OUTPUT.value), spec, _MEMORY_LIMIT.value)
+    _report(summary)
+    LOGGER.info(
+        "customer table of %d rows and %d columns in %.1f s: %s",
+        summary.customers,
+        len(summary.columns),
+        time.monotonic() - start,
+        _OUTPUT.value,
+    )
+
+
+def main() -> None:
+    common.run(_main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""mean-jax-train: training store -> run folder."""
+
+from pathlib import Path
+import sys
+
+from absl import flags
+
+from mean_jax.cli import common
+from mean_jax.config import load_config, parse_config
+from mean_jax.log import LOGGER
+
+_CONFIG = flags.DEFINE_string(
+    "config",
+    "mean",
+    "Config file, or the name of one that comes with mean-jax (mean). "
+    "--config.SECTION.FIELD=VALUE overrides a field, e.g. --config.train.learning_rate=3e-4.",
+)
+_DATA = flags.DEFINE_string("data", None, "Training store that mean-jax-prepare wrote.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run folder to make, or to go on with where an earlier call stopped.", required=True
+)
+
+
+def _main(overrides: list[str]) -> None:
+    # Imported late so that --help and mistakes in flags answer at once.
+    from mean_jax.models import MODEL_CONFIGS
+    from mean_jax.run import Program
+    from mean_jax.training.loop import train
+
+    config = parse_config(load_config(_CONFIG.value, overrides), MODEL_CONFIGS)
+    workdir = Path(_WORKDIR.value)
+    finished = train(lambda store: Program(config, store.schema, store.transform), Path(_DATA.value), workdir)
+    if finished:
+        LOGGER.info("run finished: %s", workdir)
+
+
+def main() -> None:
+    prefix = "--config."
+    overrides = [argument.removeprefix(prefix) for argument in sys.argv[1:] if argument.startswith(prefix)]
+    rest = [argument for argument in sys.argv if not argument.startswith(prefix)]
+    common.run(lambda: _main(overrides), rest)
+
+
+if __name__ == "__main__":
+    main()

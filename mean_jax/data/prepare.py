@@ -1,0 +1,217 @@
+"""From a customer table to a training store, in two passes over the input.
+
+The first pass checks labels and ids and fits the transform on the training rows. The second encodes every row and
+spills it into its shard; each shard is then sorted by a hash of the ids, which shuffles the rows, makes the result
+independent of the input's order and brings a duplicate id to light. Memory holds one shard at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from mean_jax.data import hashing
+from mean_jax.data.labelled import LabelledReader
+from mean_jax.data.schema import Schema, infer_schema
+from mean_jax.data.statistics import Statistics
+from mean_jax.data.store import ID_COLUMN, KIND, MANIFEST_NAME, SPLITS, VERSION, Shard
+from mean_jax.data.tables import Rows, TableSource, missing_column, open_tables
+from mean_jax.data.transform import RowEncoder, Transform, category_texts, numeric_block, numeric_values
+from mean_jax.errors import UserError
+from mean_jax.fileio import atomic_folder, file_sha256, write_json
+from mean_jax.log import LOGGER
+
+SHARD_BYTES = 256 << 20
+_ORDER_SALT = 1  # even salts are those of the split seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """What the user chose; see the flags of mean-jax-prepare."""
+
+    id_column: str = "customer_id"
+    label_columns: Sequence[str] = ("cltv_30", "cltv_90", "cltv_180", "cltv_365")
+    excluded: Sequence[str] = ()
+    split: Sequence[float] = (0.7, 0.1, 0.2)
+    split_seed: int = 0
+    split_column: str | None = None
+    min_category_count: int = 5
+    shard_bytes: int = SHARD_BYTES
+
+    def __post_init__(self) -> None:
+        if len(self.split) != 3 or min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
+            raise UserError(
+                f"--split={','.join(map(str, self.split))}: expected three shares for training, validation and test "
+                "that sum to 1, such as 0.7,0.1,0.2"
+            )
+
+
+@dataclasses.dataclass
+class _Fitted:
+    transform: Transform
+    rows_per_split: np.ndarray
+    num_unlabelled: int
+
+
+def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where: str) -> _Fitted:
+    statistics = Statistics(schema)
+    rows_per_split = np.zeros(len(SPLITS), np.int64)
+    num_rows = num_unlabelled = 0
+    for rows, hashes_B, split_B, labels_BxT in reader("fit"):
+        has_label_B = ~np.isnan(labels_BxT).all(axis=1)
+        num_rows += rows.batch.num_rows
+        num_unlabelled += int((~has_label_B).sum())
+        rows_per_split += np.bincount(split_B[has_label_B], minlength=len(SPLITS))
+        is_train_B = has_label_B & (split_B == SPLITS.index("train"))
+        train = rows.batch.filter(pa.array(is_train_B))
+        texts = [category_texts(train.column(name), name) for name in schema.categorical]
+        positions = np.flatnonzero(is_train_B)
+        numeric_BxC = numeric_block(train, schema.numeric, rows.place_of(positions))
+        statistics.update(hashes_B[is_train_B], numeric_BxC, texts, labels_BxT[is_train_B])
+    if num_rows == 0:
+        raise UserError(f"{where}: has no rows")
+    for split, count in zip(SPLITS, rows_per_split, strict=True):
+        if count == 0:
+            mend = f"column {options.split_column}" if options.split_column else "--split or the number of rows"
+            raise UserError(f"{where}: the {split} split has no rows with a known label; change {mend}")
+    return _Fitted(statistics.fit(options.min_category_count), rows_per_split, num_unlabelled)
+
+
+class _Spill:
+    """Rows of one future shard, appended to an Arrow stream in the order of the input."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._schema = schema
+        self._writer = pa.ipc.new_stream(str(path), schema)
+
+    def append(self, hashes_B: np.ndarray, ids: pa.Array, words_BxW: np.ndarray) -> None:
+        size = words_BxW.shape[1] * 4
+        packed = pa.Array.from_buffers(pa.binary(size), len(ids), [None, pa.py_buffer(np.ascontiguousarray(words_BxW))])
+        self._writer.write_batch(pa.record_batch([pa.array(hashes_B), ids, packed], schema=self._schema))
+
+    def finish(self, folder: Path, name: str, id_name: str) -> Shard:
+        """Writes the shard in hash order, removes the spill and returns the shard's entry of the manifest.
+
+        Raises:
+          UserError: an id stands there twice.
+        """
+        self._writer.close()
+        with pa.memory_map(str(self._path)) as file:
+            table = pa.ipc.open_stream(file).read_all()
+        hashes = table.column("hash").to_numpy()
+        ids = table.column("id").combine_chunks()
+        order = np.argsort(hashes, kind="stable")
+        _check_unique(hashes[order], ids.take(pa.array(order)), id_name)
+        width = table.schema.field("row").type.byte_width
+        with open(folder / f"{name}.bin", "wb") as file:
+            rows = np.empty((len(table), width), np.uint8)
+            start = 0
+            for chunk in table.column("row").chunks:
+                data = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, width)
+                rows[start : start + len(chunk)] = data[chunk.offset : chunk.offset + len(chunk)]
+                start += len(chunk)
+            rows[order].tofile(file)
+        pq.write_table(pa.table({ID_COLUMN: ids.take(pa.array(order))}), folder / f"{name}-ids.parquet")
+        del table
+        self._path.unlink()
+        files = (f"{name}.bin", f"{name}-ids.parquet")
+        return Shard(*files, len(order), *(file_sha256(folder / file) for file in files))
+
+
+def _check_unique(sorted_hashes: np.ndarray, ids: pa.Array, id_name: str) -> None:
+    same = np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1])
+    starts = np.unique(same)
+    for start in starts:  # equal hashes of different ids are possible, so compare the ids themselves
+        end = start + 1
+        while end < len(ids) and sorted_hashes[end] == sorted_hashes[start]:
+            end += 1
+        values = ids.slice(start, end - start).to_pylist()
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(
+                    f"--id_column={id_name}: id {value!r} stands in {values.count(value)} rows; "
+                    "one row per customer is needed"
+                )
+
+
+def _write_shards(
+    reader: LabelledReader, schema: Schema, fitted: _Fitted, id_type: pa.DataType, folder: Path, shard_bytes: int
+) -> dict[str, Any]:
+    row_bytes = 4 * schema.layout.num_words
+    num_shards = np.maximum(1, -(-fitted.rows_per_split * row_bytes // shard_bytes))
+    spill_schema = pa.schema([("hash", pa.uint64()), ("id", id_type), ("row", pa.binary(row_bytes))])
+    names = [
+        [f"{split}-{shard:05d}" for shard in range(count)] for split, count in zip(SPLITS, num_shards, strict=True)
+    ]
+    spills = [[_Spill(folder / f"{name}.spill", spill_schema) for name in group] for group in names]
+    encoder = RowEncoder(schema, fitted.transform)
+    for rows, hashes_B, split_B, labels_BxT in reader("write"):
+        numeric_BxC, codes_BxD = encoder(rows.batch, rows.place)
+        labels32_BxT = labels_BxT.astype(np.float32)
+        words_BxW = np.concatenate([numeric_BxC, codes_BxD.view(np.float32), labels32_BxT], axis=1)
+        ids = rows.batch.column(schema.id_name).cast(id_type)
+        order_B = hashing.remix(hashes_B, _ORDER_SALT)
+        shard_B = (hashing.to_unit_interval(order_B) * num_shards[split_B]).astype(np.int64)
+        has_label_B = ~np.isnan(labels_BxT).all(axis=1)
+        for split, group in enumerate(spills):
+            for shard, spill in enumerate(group):
+                at = np.flatnonzero(has_label_B & (split_B == split) & (shard_B == shard))
+                if len(at):
+                    spill.append(order_B[at], ids.take(pa.array(at)), words_BxW[at])
+    splits: dict[str, Any] = {}
+    for name, group_names, group in zip(SPLITS, names, spills, strict=True):
+        shards = [spill.finish(folder, file, schema.id_name) for file, spill in zip(group_names, group, strict=True)]
+        splits[name] = {
+            "rows": sum(shard.rows for shard in shards),
+            "shards": [dataclasses.asdict(shard) for shard in shards],
+        }
+    return splits
+
+
+def prepare(input_path: str, output: Path, options: PrepareOptions) -> None:
+    """Writes the training store of a customer table.
+
+    Args:
+      input_path: Parquet or CSV file, folder or glob.
+      output: the store's folder; appears only when whole.
+      options: roles of columns and the split.
+
+    Raises:
+      UserError: see the bad inputs that the README lists; nothing is written then.
+    """
+    source = open_tables(input_path, "--input")
+    schema = infer_schema(
+        source.schema,
+        input_path,
+        options.id_column,
+        options.label_columns,
+        options.excluded,
+        options.split,
+        options.split_seed,
+        options.split_column,
+    )
+    reader = LabelledReader(source, schema)
+    id_type = source.schema.field(schema.id_name).type
+    id_type = id_type.value_type if pa.types.is_dictionary(id_type) else id_type
+    with atomic_folder(output) as folder:
+        fitted = _fit(reader, schema, options, input_path)
+        splits = _write_shards(reader, schema, fitted, id_type, folder, options.shard_bytes)
+        schema.save(folder)
+        content = {
+            "rows": int(fitted.rows_per_split.sum()),
+            "rows_without_label": fitted.num_unlabelled,
+            "splits": splits,
+            "transform": fitted.transform.to_dict(),
+        }
+        write_json(folder / MANIFEST_NAME, KIND, VERSION, content)
+    for split in SPLITS:
+        LOGGER.info("%s: %d rows", split, splits[split]["rows"])
+    if fitted.num_unlabelled:
+        LOGGER.info("%d rows have no known label and were left out", fitted.num_unlabelled)

@@ -1,0 +1,130 @@
+"""The columns of a customer table and their roles, decided once in prepare and stored with every store and run."""
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+
+import pyarrow as pa
+
+from mean_jax.data.tables import missing_column
+from mean_jax.errors import UserError
+from mean_jax.fileio import read_json, write_json
+from mean_jax.types import RowLayout
+
+KIND = "mean-jax schema"
+VERSION = 1
+FILE_NAME = "schema.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Column names by role; the order of `numeric` and `categorical` is the order in the store's rows."""
+
+    id_name: str
+    id_type: str  # as Arrow writes it: int64, string
+    labels: tuple[str, ...]
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+    split: tuple[float, ...]  # shares of training, validation and test rows, by a hash of the id
+    split_seed: int  # of that hash
+    split_column: str | None  # the column that says the split instead, if there is one
+
+    @property
+    def horizons(self) -> tuple[str, ...]:
+        """The names of the horizons: "30" for the label cltv_30, else the label's own name."""
+        return tuple(label.removeprefix("cltv_") for label in self.labels)
+
+    @property
+    def layout(self) -> RowLayout:
+        """How one row of the store divides into words."""
+        return RowLayout(len(self.numeric), len(self.categorical), len(self.labels))
+
+    def csv_types(self) -> dict[str, pa.DataType]:
+        """Returns the types to read a CSV with; numbers are parsed later, with an error that names the row."""
+        id_type = pa.int64() if self.id_type.startswith(("int", "uint")) else pa.string()
+        return {name: pa.string() for name in (*self.numeric, *self.categorical)} | {self.id_name: id_type}
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / FILE_NAME, KIND, VERSION, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Schema":
+        """Raises UserError if the file is missing, altered or of another version."""
+        content = read_json(folder / FILE_NAME, KIND, VERSION)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or kind == pa.bool_()
+
+
+def is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def check_id_type(kind: pa.DataType, name: str) -> None:
+    """Raises UserError unless ids are integers or text."""
+    if not (pa.types.is_integer(kind) or is_text(kind)):
+        raise UserError(f"--id_column={name}: is of type {kind}; ids are integers or text")
+
+
+def infer_schema(
+    table: pa.Schema,
+    where: object,
+    id_column: str,
+    label_columns: Sequence[str],
+    excluded: Sequence[str],
+    split: Sequence[float],
+    split_seed: int,
+    split_column: str | None,
+) -> Schema:
+    """Returns the roles of the table's columns: all that is not id, label, split or excluded is a feature.
+
+    Raises:
+      UserError: a named column does not exist, a role is given twice, a type cannot be used, or no feature is left.
+    """
+    named = [(id_column, "--id_column"), *((name, "--label_columns") for name in label_columns)]
+    named += [(split_column, "--split_column")] if split_column else []
+    for name, flag in [*named, *((name, "--exclude") for name in excluded)]:
+        if name not in table.names:
+            raise missing_column(name, flag, table.names, where)
+    if not label_columns:
+        raise UserError("--label_columns: is empty; name at least one label column")
+    roles = [id_column, *label_columns, *([split_column] if split_column else [])]
+    for name in roles:
+        if roles.count(name) > 1 or name in excluded:
+            raise UserError(
+                f"column {name} has two roles among --id_column, --label_columns, --split_column and --exclude"
+            )
+    check_id_type(table.field(id_column).type, id_column)
+    for name in label_columns:
+        if not is_numeric(table.field(name).type):
+            raise UserError(f"--label_columns: {name} is of type {table.field(name).type}; a label is an amount")
+    numeric, categorical = [], []
+    for field in table:
+        if field.name in roles or field.name in excluded:
+            continue
+        if is_numeric(field.type):
+            numeric.append(field.name)
+        elif is_text(field.type):
+            categorical.append(field.name)
+        else:
+            problem = "has no value at all" if pa.types.is_null(field.type) else f"is of type {field.type}"
+            raise UserError(
+                f"{where}: column {field.name} {problem}; features are numbers, booleans or text, "
+                f"leave it out with --exclude={field.name}"
+            )
+    if not numeric and not categorical:
+        raise UserError(f"{where}: no feature column is left besides id and labels")
+    return Schema(
+        id_name=id_column,
+        id_type=str(table.field(id_column).type),
+        labels=tuple(label_columns),
+        numeric=tuple(numeric),
+        categorical=tuple(categorical),
+        split=tuple(split),
+        split_seed=split_seed,
+        split_column=split_column,
+    )

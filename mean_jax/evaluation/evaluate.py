@@ -1,0 +1,248 @@
+"""Evaluation of a finished run on a split of a store or on a labelled customer table."""
+
+from collections.abc import Iterator
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mean_jax.data.labelled import LabelledReader
+from mean_jax.data.store import SPLITS, Store, is_store
+from mean_jax.data.tables import missing_column, open_tables
+from mean_jax.data.transform import RowEncoder
+from mean_jax.errors import UserError
+from mean_jax.evaluation.metrics import point_metrics, summarise
+from mean_jax.evaluation.plots import Curve
+from mean_jax.evaluation.report import HorizonReport, Report, bins_table, render_report
+from mean_jax.fileio import atomic_folder, file_sha256, write_json
+from mean_jax.labels import make_targets, to_scaled
+from mean_jax.run import Program, Run, load_run
+from mean_jax.training.predictions import padded_outputs, seed_predictions, split_words
+from mean_jax.training.step import make_predict
+from mean_jax.training.writers import read_metrics
+
+KIND, VERSION = "mean-jax evaluation", 1
+ALL = "all"
+
+
+class _BucketMeans:
+    """Sums a diagnostic over the rows of each true bucket, per horizon."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._sums: dict[str, list[Any]] = {}
+
+    def add(self, outputs: dict[str, np.ndarray], bucket_BxT: np.ndarray, mask_BxT: np.ndarray) -> None:
+        num_buckets = self._program.config.labels.num_buckets
+        for name, values in outputs.items():
+            sums = self._sums.setdefault(name, [0.0] * bucket_BxT.shape[1])
+            for horizon in range(bucket_BxT.shape[1]):
+                replicas = self._program.replica_of(horizon)
+                mean_B = np.mean([values[r, :, k] for r, k in replicas], axis=0, dtype=np.float64)
+                one_hot_BxN = np.eye(num_buckets)[bucket_BxT[:, horizon]] * mask_BxT[:, horizon, None]
+                sums[horizon] = sums[horizon] + np.tensordot(one_hot_BxN, mean_B, axes=(0, 0))
+        counts = self._sums.setdefault("rows", [0.0] * bucket_BxT.shape[1])
+        for horizon in range(bucket_BxT.shape[1]):
+            known = bucket_BxT[mask_BxT[:, horizon], horizon]
+            counts[horizon] = counts[horizon] + np.bincount(known, minlength=num_buckets)
+
+    def attention(self, horizon: int) -> np.ndarray | None:
+        """Returns the mean theta [N true buckets, N] of a horizon; NaN rows where a bucket is empty."""
+        if "attention" not in self._sums:
+            return None
+        counts_N = np.where(self._sums["rows"][horizon] > 0, self._sums["rows"][horizon], np.nan)
+        return self._sums["attention"][horizon] / counts_N[:, None]
+
+    def gate(self, horizon: int) -> np.ndarray | None:
+        """Returns the mean weight [N, M] of each bucket's gate over the experts, on the rows of that bucket."""
+        if "gate" not in self._sums:
+            return None
+        counts_N = np.where(self._sums["rows"][horizon] > 0, self._sums["rows"][horizon], np.nan)
+        num_buckets = len(counts_N)
+        own_NxM = self._sums["gate"][horizon][np.arange(num_buckets), np.arange(num_buckets)]
+        return own_NxM / counts_N[:, None]
+
+
+def _table_words(path: str, split: str, program: Program) -> Iterator[np.ndarray]:
+    """Yields words_BxW of the rows of a labelled table that belong to the split."""
+    schema = program.schema
+    source = open_tables(path, "--data")
+    needed = [schema.id_name, *schema.labels, *schema.numeric, *schema.categorical]
+    needed += [schema.split_column] if schema.split_column and split != ALL else []
+    for name in needed:
+        if name not in source.schema.names:
+            raise missing_column(name, "the run needs it", source.schema.names, path)
+    if split == ALL:
+        schema = dataclasses.replace(schema, split_column=None)
+    encoder = RowEncoder(schema, program.transform)
+    for rows, _, split_B, labels_BxT in LabelledReader(source, schema)("read"):
+        numeric_BxC, codes_BxD = encoder(rows.batch, rows.place)
+        parts = [numeric_BxC, codes_BxD.view(np.float32), labels_BxT.astype(np.float32)]
+        words_BxW = np.concatenate(parts, axis=1)
+        yield words_BxW if split == ALL else words_BxW[split_B == SPLITS.index(split)]
+
+
+def _store_words(path: Path, split: str, program: Program) -> Iterator[np.ndarray]:
+    store = Store(path)
+    if split == ALL:
+        raise UserError("--split=all: a store is evaluated split by split; choose train, validation or test")
+    if store.schema != program.schema or store.transform.to_dict() != program.transform.to_dict():
+        raise UserError(
+            f"--data: {path} was prepared with another transform than the run's; "
+            "evaluate on the store of the run or on the customer table itself"
+        )
+    return split_words(store.split(split))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """Labels and predictions of one horizon on the rows whose label is known."""
+
+    label_V: np.ndarray  # currency
+    raw_SxV: np.ndarray  # currency, per seed
+    calibrated_SxV: np.ndarray  # currency, per seed
+    raw_V: np.ndarray  # of the mean over seeds
+    calibrated_V: np.ndarray
+
+
+def _collect(run: Run, words: Iterator[np.ndarray], where: str) -> tuple[list[_Outcome], _BucketMeans]:
+    """Predicts all rows once and returns the outcome per horizon with the bucket diagnostics."""
+    program = run.program
+    layout, constants = program.schema.layout, program.label_constants
+    predict_fn = make_predict(program.model, layout, with_diagnostics=True)
+    means = _BucketMeans(program)
+    labels, scaled = [], []
+    for outputs, words_BxW in padded_outputs(predict_fn, run.variables, words):
+        labels_BxT = layout.labels_of(words_BxW)
+        targets = make_targets(labels_BxT, constants, np.ones(len(labels_BxT), bool), program.config.labels)
+        scaled.append(outputs.pop("scaled"))
+        outputs.pop("buckets", None)
+        means.add(outputs, np.asarray(targets.bucket), np.asarray(targets.mask))
+        labels.append(labels_BxT.astype(np.float64))
+    if not labels:
+        raise UserError(f"--data: {where} has no rows in this split")
+    labels_VxT, scaled_RxVxK = np.concatenate(labels), np.concatenate(scaled, axis=1)
+    outcomes = []
+    for horizon, calibration in enumerate(run.calibrations):
+        is_known_V = ~np.isnan(labels_VxT[:, horizon])
+        if not is_known_V.any():
+            raise UserError(f"--data: {where} has no known label {program.schema.labels[horizon]} in this split")
+        raw_SxV = seed_predictions(program, scaled_RxVxK, horizon)[:, is_known_V]
+        raw_V = raw_SxV.mean(axis=0)
+        pairs = zip(calibration.seeds, raw_SxV, strict=True)
+        calibrated_SxV = np.stack([seed(raw) for seed, raw in pairs])
+        label_V = labels_VxT[is_known_V, horizon]
+        outcomes.append(_Outcome(label_V, raw_SxV, calibrated_SxV, raw_V, calibration.ensemble(raw_V)))
+    return outcomes, means
+
+
+def _spaces(
+    program: Program, horizon: int, label_V: np.ndarray, raw_V: np.ndarray, calibrated_V: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns (label, prediction) in the three units of metrics.json."""
+    scale = np.float64(program.label_constants.scale[horizon])
+    transform = program.config.labels
+    scaled_V = to_scaled(label_V, scale, transform)
+    # The model's own output on the scale it was trained on; it is not truncated, the label is.
+    prediction_V = np.sign(raw_V) * to_scaled(np.abs(raw_V), scale, dataclasses.replace(transform, cap=np.inf))
+    return {"currency": (label_V, calibrated_V), "currency_raw": (label_V, raw_V), "scaled": (scaled_V, prediction_V)}
+
+
+def _seeds_table(program: Program, outcomes: list[_Outcome]) -> pa.Table:
+    """Returns every metric of every seed on its own: columns horizon, seed, space, metric, value."""
+    rows = []
+    for horizon, outcome in enumerate(outcomes):
+        for index, (r, _) in enumerate(program.replica_of(horizon)):
+            pairs = _spaces(program, horizon, outcome.label_V, outcome.raw_SxV[index], outcome.calibrated_SxV[index])
+            for space, (label_V, prediction_V) in pairs.items():
+                for metric, value in point_metrics(label_V, prediction_V).items():
+                    name = program.schema.horizons[horizon]
+                    rows.append((name, program.specs[r].seed, space, metric, float(value)))
+    names = ("horizon", "seed", "space", "metric", "value")
+    return pa.table({name: [row[index] for row in rows] for index, name in enumerate(names)})
+
+
+def _curves(run: Run) -> list[Curve]:
+    """Returns the training curves of the report: per horizon and term, the mean over seeds at each logged step."""
+    points: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for line in read_metrics(run.folder):
+        for name, value in line.items():
+            if "/" in name:
+                points.setdefault((line["horizon"], name), {}).setdefault(line["step"], []).append(value)
+    return [
+        Curve(horizon, name, sorted(steps), [float(np.mean(steps[step])) for step in sorted(steps)])
+        for (horizon, name), steps in points.items()
+    ]
+
+
+def _bucket_names(program: Program, horizon: int) -> list[str]:
+    edges = np.asarray(program.label_constants.edges[horizon])
+    if not len(edges):
+        return ["0", "above 0"]
+    positive = [f"to {edge:,.4g}" for edge in edges]
+    return ["0", *positive, f"above {edges[-1]:,.4g}"]
+
+
+def _horizon_report(
+    run: Run, horizon: int, outcome: _Outcome, means: _BucketMeans, num_resamples: int
+) -> HorizonReport:
+    program = run.program
+    name = program.schema.horizons[horizon]
+    spaces = _spaces(program, horizon, outcome.label_V, outcome.raw_V, outcome.calibrated_V)
+    return HorizonReport(
+        name=f"{name} days" if name.isdigit() else name,
+        label=outcome.label_V,
+        raw=outcome.raw_V,
+        calibrated=outcome.calibrated_V,
+        bucket_names=_bucket_names(program, horizon),
+        metrics={space: summarise(*pair, num_resamples=num_resamples) for space, pair in spaces.items()},
+        attention_by_bucket=means.attention(horizon),
+        gate_by_bucket=means.gate(horizon),
+    )
+
+
+def evaluate(workdir: str, data: str, split: str, output: Path, num_resamples: int = 200) -> dict[str, Any]:
+    """Writes metrics.json, bins.parquet, seeds.parquet and report.html; returns the content of metrics.json.
+
+    Args:
+      workdir: a finished run folder.
+      data: a training store, or a labelled customer table of which the rows of the split are taken by id.
+      split: train, validation, test, or all (customer tables only).
+      output: folder to write; appears only when whole.
+      num_resamples: of the bootstrap intervals.
+
+    Raises:
+      UserError: see the bad inputs that the README lists.
+    """
+    run = load_run(workdir)
+    program = run.program
+    words = _store_words(Path(data), split, program) if is_store(Path(data)) else _table_words(data, split, program)
+    with atomic_folder(output) as folder:
+        outcomes, means = _collect(run, words, data)
+        num_rows = max(len(outcome.label_V) for outcome in outcomes)
+        reports = [
+            _horizon_report(run, horizon, outcome, means, num_resamples) for horizon, outcome in enumerate(outcomes)
+        ]
+        horizons = {name: dict(report.metrics) for name, report in zip(program.schema.horizons, reports, strict=True)}
+        metrics = {"model": program.config.model.name, "rows": num_rows, "split": split, "horizons": horizons}
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        pq.write_table(bins_table(reports), folder / "bins.parquet", write_page_checksum=True)
+        pq.write_table(_seeds_table(program, outcomes), folder / "seeds.parquet", write_page_checksum=True)
+        report = Report(
+            title="Customer lifetime value: evaluation",
+            model=program.config.model.name,
+            run=f"{run.folder.name} ({run.identity})",
+            split=split,
+            rows=num_rows,
+            horizons=reports,
+            curves=_curves(run),
+        )
+        (folder / "report.html").write_text(render_report(report))
+        # metrics.json is read by other programs as it stands, so its version and checksum are kept beside it.
+        files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+        write_json(folder / "manifest.json", KIND, VERSION, {"run": run.identity, "files": files})
+    return metrics

@@ -1,0 +1,95 @@
+"""Matplotlib figures as SVG fragments that stand directly in a page.
+
+Only the object interface is used: no pyplot, no global figure, no display. Text stays text (selectable, in the fonts of
+the page) and the fragments name nothing outside themselves.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import io
+import re
+import warnings
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, MUTED, RULE = "#1f2933", "#667483", "#d9dee4"
+PREDICTED, ACTUAL, RAW = "#2166ac", "#e08214", "#8073ac"
+LINES = ("#2166ac", "#e08214", "#1b7837", "#8073ac", "#b2182b", "#01665e", "#8c510a", "#4d4d4d")
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a bucket or model may be named "$10-$20"
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """The house style for figures made and written inside, and silence about glyphs that only the reader's fonts have."""
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def new_figure(width: float = 4.8, height: float = 3.2) -> Figure:
+    """Returns an empty figure of a size in inches at which 9 pt text stays readable on a phone."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def single_axes(width: float = 4.8, height: float = 3.2) -> tuple[Figure, Axes]:
+    """Returns a new figure with one pair of axes."""
+    figure = new_figure(width, height)
+    return figure, figure.add_subplot()
+
+
+def inline_svg(figure: Figure, name: str, title: str) -> str:
+    """Returns the figure as an `<svg>` element.
+
+    Args:
+      figure: what to write.
+      name: letters, digits and hyphens, unique in the page; starts every id in the fragment.
+      title: what the figure shows, for readers who cannot see it.
+    """
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=no_metadata, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    head, body = text.split(">", 1)
+    view_box = re.search(r'viewBox="[^"]*"', head)
+    assert view_box is not None, "matplotlib wrote an SVG without a viewBox"
+    body = body.replace("xlink:href=", "href=")
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'href="#', f'href="#{name}-', body)
+    body = body.replace("url(#", f"url(#{name}-")
+    return f'<svg {view_box.group()} role="img" aria-label="{_attribute(title)}">{body}'
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

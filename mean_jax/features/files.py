@@ -1,0 +1,117 @@
+"""The files of a transaction log: found, recognised by their content, and checked before any query runs."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import glob
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from mean_jax.errors import UserError
+
+_PARQUET_SUFFIXES = (".parquet", ".pq")
+_CSV_SUFFIXES = (".csv", ".csv.gz")
+_PARQUET_MAGIC = b"PAR1"
+_GZIP_MAGIC = b"\x1f\x8b"
+_SNIFF_BYTES = 1 << 16
+FLAG = "--transactions"
+
+
+@dataclasses.dataclass(frozen=True)
+class LogFiles:
+    """The files of one log, all Parquet or all CSV, and the path that the user gave."""
+
+    path: str
+    files: tuple[Path, ...]
+    is_csv: bool
+
+
+def open_log(path: str) -> LogFiles:
+    """Returns the log's files: one file, every data file below a folder, or the matches of a glob.
+
+    Raises:
+      UserError: nothing there, an empty file, a file neither Parquet nor CSV, both kinds together, or a column name
+        that stands twice in a file (names that differ by case only count as the same, as in SQL).
+    """
+    files = _find_files(path)
+    kinds = {file: _is_csv(file) for file in files}
+    if len(set(kinds.values())) > 1:
+        raise UserError(f"{FLAG}: {path} holds both Parquet and CSV files; give one kind")
+    for file in files:
+        with _reading(file):
+            names = pa_csv.open_csv(file).schema.names if kinds[file] else pq.read_schema(file).names
+        _check_names(file, names)
+    return LogFiles(path, tuple(files), kinds[files[0]])
+
+
+def csv_to_parquet(file: Path, target: Path) -> None:
+    """Copies a CSV file into a Parquet file, every column as text; an empty field is null.
+
+    Raises:
+      UserError: a row with too few or too many fields, or text that is not UTF-8.
+    """
+    with _reading(file):
+        names = pa_csv.open_csv(file).schema.names
+        as_text = pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+        )
+        with (
+            pa_csv.open_csv(file, convert_options=as_text) as reader,
+            pq.ParquetWriter(target, reader.schema) as writer,
+        ):
+            for batch in reader:
+                writer.write_batch(batch)
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turns Arrow's errors while reading `file` into a UserError."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+        raise UserError(f"{FLAG}: {file} cannot be read as Parquet or CSV: {error}; mend or remove it") from error
+
+
+def _find_files(path: str) -> list[Path]:
+    if Path(path).is_file():
+        return [Path(path)]
+    if Path(path).is_dir():
+        files = [file for file in sorted(Path(path).rglob("*")) if _is_data_file(file.relative_to(path), file)]
+        if not files:
+            raise UserError(f"{FLAG}: folder {path} holds no .parquet or .csv file")
+        return files
+    files = sorted(Path(match) for match in glob.glob(path, recursive=True) if Path(match).is_file())
+    if not files:
+        raise UserError(f"{FLAG}: {path} does not exist; give a Parquet or CSV file, a folder or a glob")
+    return files
+
+
+def _is_data_file(relative: Path, file: Path) -> bool:
+    """Leaves out what programs keep beside their parts: _SUCCESS, .crc, temporary folders."""
+    is_hidden = any(part[0] in "._" for part in relative.parts)
+    return not is_hidden and file.name.endswith(_PARQUET_SUFFIXES + _CSV_SUFFIXES) and file.is_file()
+
+
+def _is_csv(file: Path) -> bool:
+    with open(file, "rb") as content:
+        start = content.read(_SNIFF_BYTES)
+    if not start:
+        raise UserError(f"{FLAG}: {file} is empty; remove it or give a log with rows")
+    if start.startswith(_PARQUET_MAGIC):
+        return False
+    if file.name.endswith(_PARQUET_SUFFIXES):
+        raise UserError(f"{FLAG}: {file} is not a Parquet file, whatever its name says; write it again")
+    is_zipped_csv = file.name.endswith(".gz") and start.startswith(_GZIP_MAGIC)
+    if b"\0" in start and not is_zipped_csv:
+        raise UserError(f"{FLAG}: {file} is neither Parquet nor CSV; export the log as one of them")
+    return True
+
+
+def _check_names(file: Path, names: list[str]) -> None:
+    lowered = [name.lower() for name in names]
+    for name in names:
+        if lowered.count(name.lower()) > 1:
+            raise UserError(f"{FLAG}: column {name} stands more than once in {file} (case ignored); rename one")

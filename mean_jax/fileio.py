@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all: atomic writes, checksums and self-verifying JSON.
+
+Every writer works under a temporary name beside its target and renames at the end, so a reader never sees half a
+file and a killed process leaves nothing that looks complete.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+import uuid
+
+from mean_jax.errors import UserError
+
+_CHUNK_BYTES = 1 << 22
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` on success, deletes it on any exception."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_free_output(path: Path, flag: str = "--output") -> None:
+    """Raises UserError if `path` holds anything already: results of two runs never mix."""
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{flag}: folder {path} exists and is not empty; remove it or choose another {flag}")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag}: {path} exists already; remove it or choose another {flag}")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, flag: str = "--output") -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; renames it to `path` on success, deletes it on any exception.
+
+    Raises:
+      UserError: `path` is an existing file or a folder with content.
+    """
+    path = Path(path)
+    require_free_output(path, flag)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _payload_sha256(payload: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, kind: str, version: int, payload: dict[str, Any]) -> None:
+    """Writes `payload` atomically with its kind, format version and checksum in front."""
+    payload = json.loads(json.dumps(payload))  # as a reader will see it: string keys, lists
+    content = {"format": kind, "version": version, "sha256": _payload_sha256(payload), **payload}
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Reads what `write_json` wrote and returns the payload.
+
+    Raises:
+      UserError: the file is missing, not JSON, of another kind or version, or its checksum does not match.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; expected a {kind} file")
+    try:
+        content = json.loads(path.read_text())
+        found_kind, found_version, digest = (content.pop(key) for key in ("format", "version", "sha256"))
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{path}: damaged or not a {kind} file; restore it from a copy or make it again") from None
+    if found_kind != kind:
+        raise UserError(f"{path}: is a {found_kind} file, expected {kind}")
+    if found_version != version:
+        raise UserError(
+            f"{path}: format version {found_version}, this program reads version {version}; "
+            "use the program version that wrote it or make it again"
+        )
+    if _payload_sha256(content) != digest:
+        raise UserError(f"{path}: checksum does not match, the file was altered; restore it or make it again")
+    return content

@@ -1,0 +1,82 @@
+"""The input encoder, shared by all models: raw columns and fitted constants -> features x_BxF."""
+
+import itertools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mean_jax.config import EncoderConfig
+from mean_jax.types import Array, EncoderConstants
+
+
+def standardise(values_BxC: Array, constants: EncoderConstants) -> jax.Array:
+    """Returns (s(x) - mean) / std, s the signed log1p on heavy-tailed columns; a missing value gives 0."""
+    logged_BxC = jnp.sign(values_BxC) * jnp.log1p(jnp.abs(values_BxC))
+    chosen_BxC = jnp.where(constants.is_log, logged_BxC, values_BxC)
+    scaled_BxC = (chosen_BxC - constants.mean) * (1.0 / constants.std)
+    return jnp.where(jnp.isnan(values_BxC), 0.0, scaled_BxC)
+
+
+def ple_intervals(knots_CxQ: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the bins of all columns in one list: column, low edge, width, and whether it is the column's first.
+
+    The num_bins + 1 equally spaced quantile levels are taken from the fitted knots; equal edges are merged, so a
+    column with few distinct values has fewer bins. The last bin of a column is followed by the next column's first.
+    """
+    levels = np.round(np.linspace(0, knots_CxQ.shape[1] - 1, num_bins + 1)).astype(int)
+    columns, lows, widths, is_first = [], [], [], []
+    for column, knots in enumerate(knots_CxQ):
+        edges = np.unique(knots[levels])
+        edges = edges if len(edges) > 1 else np.array([edges[0], edges[0] + 1.0], np.float32)
+        for index, (low, high) in enumerate(itertools.pairwise(edges)):
+            columns.append(column)
+            lows.append(low)
+            widths.append(high - low)
+            is_first.append(index == 0)
+    return np.array(columns), np.array(lows, np.float32), np.array(widths, np.float32), np.array(is_first)
+
+
+def piecewise_linear(values_BxC: Array, knots_CxQ: np.ndarray, num_bins: int) -> jax.Array:
+    """Returns the piecewise-linear encoding of all columns side by side (Gorishniy et al. 2022, section 3.2.1).
+
+    Within a column bin t is (x - b_{t-1}) / (b_t - b_{t-1}) cut to [0, 1], except that the first bin is not cut below
+    and the last not above, so that values outside the knots keep their order. A missing value gives zeros.
+    """
+    columns, lows, widths, is_first = ple_intervals(knots_CxQ, num_bins)
+    is_last = np.append(is_first[1:], True) if len(is_first) else is_first
+    values_BxE = jnp.take(values_BxC, columns, axis=1)
+    encoded_BxE = (values_BxE - lows) / widths
+    encoded_BxE = jnp.where(is_first, encoded_BxE, jnp.maximum(encoded_BxE, 0.0))
+    encoded_BxE = jnp.where(is_last, encoded_BxE, jnp.minimum(encoded_BxE, 1.0))
+    return jnp.where(jnp.isnan(values_BxE), 0.0, encoded_BxE)
+
+
+def embedding_width(vocabulary_size: int, config: EncoderConfig) -> int:
+    """Returns the width of one embedding table: int(V ** 0.25) + 1 unless the config fixes it (BASELINES.md 0)."""
+    return config.embedding_size or int(vocabulary_size**0.25) + 1
+
+
+class InputEncoder(nn.Module):
+    """Concatenates encoded numeric columns, indicators of missing values and embedded categories."""
+
+    config: EncoderConfig
+    constants: EncoderConstants
+
+    @nn.compact
+    def __call__(self, numeric_BxC: Array, categorical_BxD: Array) -> jax.Array:
+        """Returns x_BxF float32 from raw numeric values (NaN missing) and codes (0 unknown, 1 missing)."""
+        parts = []
+        if numeric_BxC.shape[1]:
+            if self.config.numeric == "standard":
+                parts.append(standardise(numeric_BxC, self.constants))
+            else:
+                parts.append(piecewise_linear(numeric_BxC, self.constants.knots, self.config.num_ple_bins))
+            with_missing = np.flatnonzero(self.constants.has_missing)
+            if len(with_missing):
+                parts.append(jnp.isnan(jnp.take(numeric_BxC, with_missing, axis=1)).astype(jnp.float32))
+        for column, size in enumerate(self.constants.vocabulary_sizes):
+            embed = nn.Embed(size, embedding_width(size, self.config), name=f"embedding_{column}")
+            parts.append(embed(categorical_BxD[:, column]))
+        return jnp.concatenate(parts, axis=1)

@@ -1,0 +1,120 @@
+"""Predictions for raw customer tables: the one path that scoring files and the Python API share."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mean_jax.data.tables import missing_column
+from mean_jax.data.transform import RowEncoder
+from mean_jax.errors import UserError
+from mean_jax.run import PERCENTILE_LEVELS, Run, load_run
+from mean_jax.training.predictions import padded_outputs, seed_predictions
+from mean_jax.training.step import make_predict
+from mean_jax.types import RowLayout
+
+
+def _in_a_table(row: int) -> str:
+    return f"row {row + 1}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A finished run, ready to score customers."""
+
+    run: Run
+
+    @property
+    def id_column(self) -> str:
+        """The name of the id column that a table must have."""
+        return self.run.program.schema.id_name
+
+    @functools.cached_property
+    def _layout(self) -> RowLayout:
+        return self.run.program.schema.layout._replace(num_labels=0)
+
+    @functools.cached_property
+    def _predict_fn(self) -> Callable[..., dict[str, Any]]:
+        return make_predict(self.run.program.model, self._layout)
+
+    @functools.cached_property
+    def _encoder(self) -> RowEncoder:
+        return RowEncoder(self.run.program.schema, self.run.program.transform)
+
+    def predict(self, table: Any) -> pa.Table:
+        """Returns the scores of a customer table, with the columns of the score files, in the table's row order.
+
+        Args:
+          table: raw columns as in the training table, as a pyarrow table or anything with the Arrow interchange
+            (pandas, polars). Labels and further columns are ignored; a null is a missing value; a category that
+            training never saw is the unknown one.
+
+        Raises:
+          UserError: a feature column or the id is missing, ids are null or repeated, or a value cannot be read.
+        """
+        if not isinstance(table, pa.Table):
+            table = pa.table(table)
+        names = [self.id_column, *self.run.program.schema.numeric, *self.run.program.schema.categorical]
+        self.check_columns(table.column_names, "the table")
+        batch = table.select(names).combine_chunks()
+        if not len(batch):
+            raise UserError("the table has no rows")
+        scores = [self.score(part, _in_a_table) for part in batch.to_batches()]
+        return pa.Table.from_batches(scores)
+
+    def check_columns(self, available: list[str], where: str) -> None:
+        """Raises UserError unless the id and all features are among the available columns, each once."""
+        schema = self.run.program.schema
+        for name in (schema.id_name, *schema.numeric, *schema.categorical):
+            if name not in available:
+                raise missing_column(name, "the model needs it", available, where)
+            if available.count(name) > 1:
+                raise UserError(f"{where}: column {name} stands there {available.count(name)} times; rename one")
+
+    def score(self, batch: pa.RecordBatch, place: Callable[[int], str]) -> pa.RecordBatch:
+        """Returns the scores of one record batch.
+
+        Args:
+          batch: id and raw features.
+          place: names a row of the batch, for error lines.
+        """
+        program = self.run.program
+        ids = batch.column(self.id_column)
+        if ids.null_count:
+            row = int(np.argmax(ids.is_null().to_numpy(zero_copy_only=False)))
+            raise UserError(f"{place(row)}: column {self.id_column} is null; every row needs an id")
+        numeric_BxC, codes_BxD = self._encoder(batch, place)
+        words_BxW = np.concatenate([numeric_BxC, codes_BxD.view(np.float32)], axis=1)
+        outputs = [part for part, _ in padded_outputs(self._predict_fn, self.run.variables, [words_BxW])]
+        scaled_RxBxK = np.concatenate([part["scaled"] for part in outputs], axis=1)
+        buckets = np.concatenate([part["buckets"] for part in outputs], axis=1) if "buckets" in outputs[0] else None
+        columns: dict[str, pa.Array] = {self.id_column: ids}
+        for horizon, label in enumerate(program.schema.labels):
+            raw_B = seed_predictions(program, scaled_RxBxK, horizon).mean(axis=0)
+            calibration = self.run.calibrations[horizon]
+            columns[label] = pa.array(calibration.ensemble(raw_B))
+            columns[f"{label}_raw"] = pa.array(raw_B)
+            columns[f"{label}_percentile"] = pa.array(np.interp(raw_B, calibration.percentiles, PERCENTILE_LEVELS))
+            if buckets is not None:
+                chosen = [buckets[r, :, k] for r, k in program.replica_of(horizon)]
+                columns[f"{label}_buckets"] = _list_column(np.mean(chosen, axis=0))
+        return pa.RecordBatch.from_pydict(columns)
+
+
+def _list_column(probability_BxN: np.ndarray) -> pa.Array:
+    flat = pa.array(probability_BxN.astype(np.float32).ravel())
+    offsets = pa.array(np.arange(len(probability_BxN) + 1, dtype=np.int32) * probability_BxN.shape[1])
+    return pa.ListArray.from_arrays(offsets, flat)
+
+
+def load(run: str | Path) -> Predictor:
+    """Opens a run folder for scoring; see `Predictor.predict`.
+
+    Raises:
+      UserError: not a finished run, another version, or a file that is missing, cut or altered.
+    """
+    return Predictor(load_run(run, "run"))

@@ -1,0 +1,238 @@
+"""Scoring a customer table of any size into Parquet parts: streamed, atomic per part, resumable.
+
+Part files appear one by one under their final names, `_progress.json` says which are done for which run and input,
+and `_SUCCESS` comes last. A second call with the same run and input goes on after the last whole part.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import json
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from mean_jax.data.hashing import hash_ids
+from mean_jax.data.tables import Rows, TableSource, open_tables
+from mean_jax.errors import UserError
+from mean_jax.fileio import atomic_file, file_sha256, read_json, require_free_output, write_json
+from mean_jax.log import LOGGER
+from mean_jax.scoring.predictor import Predictor, load
+
+KIND, VERSION = "mean-jax scores", 1
+PROGRESS_NAME, SUCCESS_NAME = "_progress.json", "_SUCCESS"
+DEFAULT_ROWS_PER_PART = 1 << 20
+_METADATA = {"mean-jax": json.dumps({"format": KIND, "version": VERSION})}
+# Id hashes looked at together when searching for duplicates: 64 MiB of them.
+_HASHES_PER_PASS = 1 << 23
+
+
+def _check_ids(source: TableSource, id_column: str) -> int:
+    """Returns the number of rows after reading the ids alone, in memory that does not grow with them.
+
+    Raises:
+      UserError: no rows, a null id, or an id that stands there twice.
+    """
+    with tempfile.TemporaryFile() as spill:
+        num_rows = 0
+        for rows in source.rows([id_column]):
+            ids = rows.batch.column(0)
+            if ids.null_count:
+                row = pc.index(ids.is_null(), True).as_py()
+                raise UserError(f"{rows.place(row)}: column {id_column} is null; every row needs an id")
+            spill.write(hash_ids(ids).tobytes())
+            num_rows += len(ids)
+        if not num_rows:
+            raise UserError(f"--input: {source.files[0]} has no rows")
+        spill.flush()
+        hashes = np.memmap(spill, np.uint64, "r", shape=(num_rows,))
+        duplicate = _first_duplicate(hashes)
+    if duplicate is not None:
+        rows_of_id = [
+            (rows.place(int(row)), rows.batch.column(0)[int(row)].as_py())
+            for rows in source.rows([id_column])
+            for row in np.flatnonzero(hash_ids(rows.batch.column(0)) == duplicate)
+        ]
+        places = " and ".join(place for place, _ in rows_of_id[:2])
+        raise UserError(f"--input: id {rows_of_id[0][1]!r} stands in {places}; one row per customer is needed")
+    return num_rows
+
+
+def _first_duplicate(hashes: np.ndarray) -> np.uint64 | None:
+    num_passes = -(-len(hashes) // _HASHES_PER_PASS)
+    for index in range(num_passes):
+        chunks = [hashes[start : start + _HASHES_PER_PASS] for start in range(0, len(hashes), _HASHES_PER_PASS)]
+        found = np.sort(np.concatenate([chunk[chunk % np.uint64(num_passes) == index] for chunk in chunks]))
+        same = np.flatnonzero(found[1:] == found[:-1])
+        if len(same):
+            return found[same[0]]
+    return None
+
+
+def _describe_input(source: TableSource) -> list[list[Any]]:
+    stats = [(file.name, file.stat()) for file in source.files]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+@dataclasses.dataclass
+class _Job:
+    """What is done of one scoring job, as `_progress.json` keeps it."""
+
+    folder: Path
+    identity: dict[str, Any]  # of run, input and part size
+    parts: list[dict[str, Any]]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(part["rows"] for part in self.parts)
+
+    def save(self) -> None:
+        write_json(self.folder / PROGRESS_NAME, KIND, VERSION, {"job": self.identity, "parts": self.parts})
+
+
+def _open_job(folder: Path, identity: dict[str, Any]) -> _Job:
+    """Returns the job to begin or to go on with.
+
+    Raises:
+      UserError: the folder holds something else, a finished job, or the job of another run or input.
+    """
+    if not (folder / PROGRESS_NAME).is_file() or (folder / SUCCESS_NAME).exists():
+        require_free_output(folder)
+        return _Job(folder, identity, [])
+    progress = read_json(folder / PROGRESS_NAME, KIND, VERSION)
+    if progress["job"] != json.loads(json.dumps(identity)):
+        raise UserError(
+            f"--output: {folder} holds unfinished scores of another run, input or part size; remove it or choose another"
+        )
+    parts = []
+    for part in progress["parts"]:
+        path = folder / part["file"]
+        if not path.is_file() or file_sha256(path) != part["sha256"]:
+            LOGGER.warning("%s is missing or altered; scoring again from there", path)
+            break
+        parts.append(part)
+    job = _Job(folder, identity, parts)
+    LOGGER.info("going on after %d scored rows", job.num_rows)
+    return job
+
+
+def _skip(stream: Iterator[Rows], num_rows: int) -> Iterator[Rows]:
+    """Yields the stream without its first rows."""
+    for rows in stream:
+        size = rows.batch.num_rows
+        if num_rows >= size:
+            num_rows -= size
+            continue
+        yield Rows(rows.batch.slice(num_rows), rows.file, rows.first_row + num_rows)
+        num_rows = 0
+
+
+def _parts(stream: Iterator[Rows], rows_per_part: int) -> Iterator[Iterator[Rows]]:
+    """Yields one stream per part; each must be read to its end before the next is asked for."""
+    pending: list[Rows] = []
+
+    def part() -> Iterator[Rows]:
+        room = rows_per_part
+        while room:
+            rows = pending.pop() if pending else next(stream, None)
+            if rows is None:
+                return
+            size = rows.batch.num_rows
+            if size > room:
+                pending.append(Rows(rows.batch.slice(room), rows.file, rows.first_row + room))
+                rows = Rows(rows.batch.slice(0, room), rows.file, rows.first_row)
+            room -= rows.batch.num_rows
+            yield rows
+
+    while True:
+        first = pending.pop() if pending else next(stream, None)
+        if first is None:
+            return
+        pending.append(first)
+        yield part()
+
+
+def _write_part(path: Path, predictor: Predictor, part: Iterator[Rows], progress: tqdm) -> int:
+    """Writes one Parquet file atomically and returns its number of rows."""
+    num_rows = 0
+    with atomic_file(path) as temporary:
+        writer: pq.ParquetWriter | None = None
+        try:
+            for rows in part:
+                scores = predictor.score(rows.batch, rows.place)
+                if writer is None:
+                    schema = scores.schema.with_metadata(_METADATA)
+                    writer = pq.ParquetWriter(temporary, schema, write_page_checksum=True)
+                writer.write_batch(scores)
+                num_rows += scores.num_rows
+                progress.update(scores.num_rows)
+        finally:
+            if writer is not None:
+                writer.close()
+    return num_rows
+
+
+def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_ROWS_PER_PART) -> int:
+    """Writes the scores of every customer in input order and returns their number.
+
+    Args:
+      run: a finished run folder.
+      input_path: raw customer table: Parquet or CSV file, folder or glob.
+      output: a folder of parts, or one file if it ends in .parquet.
+      rows_per_part: rows of each part file but the last.
+
+    Raises:
+      UserError: see the bad inputs that the README lists.
+    """
+    predictor = load(run)
+    schema = predictor.run.program.schema
+    source = open_tables(input_path, "--input", schema.csv_types())
+    predictor.check_columns(source.schema.names, input_path)
+    columns = [schema.id_name, *schema.numeric, *schema.categorical]
+    ignored = [name for name in source.schema.names if name not in (*columns, *schema.labels)]
+    if ignored:
+        LOGGER.info("ignoring %d columns that the model does not use: %s", len(ignored), ", ".join(ignored[:10]))
+    if output.suffix == ".parquet":
+        require_free_output(output)
+        num_rows = _check_ids(source, schema.id_name)
+        with tqdm(total=num_rows, desc="score", unit=" rows", unit_scale=True, disable=None) as progress:
+            return _write_part(output, predictor, source.rows(columns), progress)
+    identity = {
+        "run": predictor.run.identity,
+        "input": _describe_input(source),
+        "rows_per_part": rows_per_part,
+    }
+    job = _open_job(output, identity)
+    num_rows = _check_ids(source, schema.id_name)
+    try:
+        _write_parts(job, predictor, source, columns, num_rows, rows_per_part)
+    except BaseException:
+        if not job.parts:  # nothing worth keeping: leave no trace
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+    return num_rows
+
+
+def _write_parts(
+    job: _Job, predictor: Predictor, source: TableSource, columns: list[str], num_rows: int, rows_per_part: int
+) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.save()
+    stream = _skip(source.rows(columns), job.num_rows)
+    bar = tqdm(total=num_rows, initial=job.num_rows, desc="score", unit=" rows", unit_scale=True, disable=None)
+    with bar as progress:
+        for part in _parts(stream, rows_per_part):
+            path = job.folder / f"part-{len(job.parts):05d}.parquet"
+            count = _write_part(path, predictor, part, progress)
+            job.parts.append({"file": path.name, "rows": count, "sha256": file_sha256(path)})
+            job.save()
+            LOGGER.info("%d of %d rows scored", job.num_rows, num_rows)
+    success = {"rows": job.num_rows, "run": predictor.run.identity, "parts": job.parts}
+    write_json(job.folder / SUCCESS_NAME, KIND, VERSION, success)
+    (job.folder / PROGRESS_NAME).unlink()

@@ -1,0 +1,97 @@
+"""The training state: arrays only, one stack of replicas along the leading axis R.
+
+A replica is a model of its own with its own seed and horizons. All of them train in one program on the same batches.
+"""
+
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from mean_jax.labels import LabelConstants
+from mean_jax.types import Array, RowLayout
+
+
+class ReplicaSpec(NamedTuple):
+    """What tells one replica from another."""
+
+    seed: int
+    horizons: tuple[int, ...]  # K indices into the schema's labels
+
+
+class Variables(NamedTuple):
+    """What a model needs to predict."""
+
+    params: Any
+    batch_stats: Any
+
+
+class Replica(NamedTuple):
+    """One model in training; in a TrainState every leaf has a leading axis R."""
+
+    key: Array  # [2] uint32, root of the replica's random streams
+    horizons: Array  # [K] int32
+    labels: LabelConstants  # of its K horizons
+    variables: Variables
+    opt_state: Any
+    best: Variables  # at the epoch with the best validation metric
+    best_metric: Array  # [] float32, higher is better
+    best_epoch: Array  # [] int32, counted from 1; 0 before the first
+    bad_epochs: Array  # [] int32, epochs since the best
+    is_active: Array  # [] bool, False once stopped early
+
+
+class TrainState(NamedTuple):
+    """Everything that a checkpoint holds; the position in the data follows from the step."""
+
+    step: Array  # [] int32
+    replicas: Replica
+
+
+def plan_replicas(num_horizons: int, seed: int, num_seeds: int, multi_task: bool) -> tuple[ReplicaSpec, ...]:
+    """Returns one replica per seed and horizon, seeds outermost, or one per seed with all horizons."""
+    groups = [tuple(range(num_horizons))] if multi_task else [(horizon,) for horizon in range(num_horizons)]
+    return tuple(ReplicaSpec(seed + index, group) for index in range(num_seeds) for group in groups)
+
+
+def init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    specs: tuple[ReplicaSpec, ...],
+    constants: LabelConstants,
+    layout: RowLayout,
+) -> TrainState:
+    """Returns the state before the first step; replica r depends on its own spec alone.
+
+    Args:
+      model: the Flax module of one replica.
+      optimizer: the Optax transformation.
+      specs: R replicas with equally many horizons.
+      constants: label constants of all T horizons.
+      layout: of the rows that the model reads.
+    """
+    words_BxW = jnp.zeros((2, layout.num_words), jnp.float32)
+    batch = layout.unpack(words_BxW, jnp.ones(2, bool))
+
+    def init_replica(key: Array, horizons_K: Array) -> Replica:
+        init_key = jax.random.fold_in(key, 0)
+        variables = model.init(init_key, batch.numeric, batch.categorical, batch.mask, train=False)
+        start = Variables(variables["params"], variables.get("batch_stats", {}))
+        return Replica(
+            key=key,
+            horizons=horizons_K,
+            labels=jax.tree.map(lambda leaf: jnp.asarray(leaf)[horizons_K], constants),
+            variables=start,
+            opt_state=optimizer.init(start.params),
+            best=start,
+            best_metric=jnp.float32(-jnp.inf),
+            best_epoch=jnp.int32(0),
+            bad_epochs=jnp.int32(0),
+            is_active=jnp.bool_(True),
+        )
+
+    keys = jax.vmap(jax.random.PRNGKey)(jnp.array([spec.seed for spec in specs]))
+    horizons = jnp.array([spec.horizons for spec in specs], jnp.int32)
+    return TrainState(jnp.int32(0), jax.jit(jax.vmap(init_replica))(keys, horizons))
