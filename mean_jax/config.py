@@ -9,7 +9,7 @@ import ast
 from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
-import importlib.util
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 import types
 import typing
@@ -124,13 +124,14 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: the file is missing or broken, or an override names no field or has no value.
     """
     path = find_config_file(name)
-    spec = importlib.util.spec_from_file_location("mean_jax_config_file", path)
+    module = types.ModuleType("mean_jax_config_file")
     try:
-        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        SourceFileLoader(module.__name__, str(path)).exec_module(module)
         config = module.get_config()
     except Exception as error:
         raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path}: get_config() returns {type(config).__name__}, expected a ConfigDict")
     for override in overrides:
         _apply_override(config, override)
     return config
@@ -160,7 +161,7 @@ def _parse_value(text: str) -> Any:
         return lowered == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         return text
 
 

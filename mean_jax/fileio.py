@@ -101,7 +101,7 @@ def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         found_kind, found_version, digest = (content.pop(key) for key in ("format", "version", "sha256"))
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: damaged or not a {kind} file; restore it from a copy or make it again") from None
     if found_kind != kind:
         raise UserError(f"{path}: is a {found_kind} file, expected {kind}")

@@ -55,8 +55,8 @@ def make_targets(labels_BxK: Array, constants: LabelConstants, mask_B: Array, co
     mask_BxK = ~jnp.isnan(labels_BxK) & mask_B[:, None]
     raw_BxK = jnp.where(mask_BxK, labels_BxK, 0.0)
     transformed_BxK = jnp.log1p(raw_BxK) if config.transform == "log1p" else raw_BxK
-    scaled_BxK = jnp.minimum(transformed_BxK / constants.scale, config.cap)
-    above_BxKxE = raw_BxK[..., None] > constants.edges
+    scaled_BxK = jnp.minimum(transformed_BxK / constants.scale[None], config.cap)
+    above_BxKxE = raw_BxK[..., None] > constants.edges[None]
     bucket_BxK = jnp.where(raw_BxK > 0, 1 + above_BxKxE.sum(axis=-1), 0)
     return Targets(scaled_BxK, bucket_BxK.astype(jnp.int32), mask_BxK)
 

@@ -146,13 +146,18 @@ def is_finished(folder: Path) -> bool:
     return (folder / RUN_NAME).is_file()
 
 
-def seal(folder: Path, step: int, calibrations: tuple[HorizonCalibration, ...]) -> None:
-    """Writes the calibrations and marks the run as finished."""
+def seal(folder: Path, step: int, variables: Variables, calibrations: tuple[HorizonCalibration, ...]) -> None:
+    """Writes the calibrations and marks the run as finished.
+
+    The identity is a hash of all that decides a score, so two runs that score alike have the same one.
+    """
     content = {"horizons": [calibration.to_dict() for calibration in calibrations]}
     write_json(folder / CALIBRATION_NAME, CALIBRATION_KIND, CALIBRATION_VERSION, content)
     digest = hashlib.sha256()
-    for name in (CONFIG_NAME, TRANSFORM_NAME, CALIBRATION_NAME, f"{BEST}-{step}.json"):
+    for name in (CONFIG_NAME, TRANSFORM_NAME, CALIBRATION_NAME):
         digest.update((folder / name).read_bytes())
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
     write_json(folder / RUN_NAME, RUN_KIND, RUN_VERSION, {"identity": digest.hexdigest()[:16], "best": step})
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 from pathlib import Path
+import sys
 import time
 
 from absl import flags
@@ -152,6 +153,9 @@ def _main() -> None:
 
 
 def main() -> None:
+    # Absl's --help lists the flags of the main program's module only, which for a console script is not this one.
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     common.run(_main)
 
 

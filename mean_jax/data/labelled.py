@@ -1,13 +1,14 @@
 """Streaming a labelled customer table: rows with checked labels, id hashes and splits."""
 
 from collections.abc import Iterator, Sequence
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from tqdm import tqdm
 
 from mean_jax.data import hashing
+from mean_jax.data.ids import require_ids
 from mean_jax.data.schema import Schema
 from mean_jax.data.store import SPLITS
 from mean_jax.data.tables import Rows, TableSource
@@ -41,7 +42,8 @@ class LabelledReader:
     """Streams the input with id hashes, split numbers and checked labels."""
 
     def __init__(self, source: TableSource, schema: Schema) -> None:
-        self._source = source
+        # The types that Arrow guesses for a CSV file are those of its first rows only.
+        self._source = dataclasses.replace(source, column_types=schema.csv_types())
         self._schema = schema
         self._edges = np.cumsum(schema.split)[:2]
         self._split_salt = 2 * schema.split_seed  # odd salts are for other uses
@@ -58,16 +60,14 @@ class LabelledReader:
         return np.array([SPLITS.index(text) for text in texts], np.int64)
 
     def __call__(self, description: str) -> Iterator[tuple[Rows, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields (rows, hashes_B, split_B, labels_BxT) without the rows that have no known label."""
+        """Yields (rows, hashes_B, split_B, labels_BxT); the description is that of the progress bar."""
         schema = self._schema
         columns = [schema.id_name, *schema.labels, *schema.numeric, *schema.categorical]
         columns += [self._schema.split_column] if self._schema.split_column else []
         with tqdm(desc=description, unit=" rows", unit_scale=True, disable=None) as progress:
             for rows in self._source.rows(columns):
                 ids = rows.batch.column(schema.id_name)
-                if ids.null_count:
-                    row = pc.index(ids.is_null(), True).as_py()
-                    raise UserError(f"{rows.place(row)}: column {schema.id_name} is null; every row needs an id")
+                require_ids(ids, schema.id_name, rows.place)
                 labels_BxT = known_labels(rows.batch, schema.labels, rows)
                 hashes_B = hashing.hash_ids(ids)
                 progress.update(rows.batch.num_rows)

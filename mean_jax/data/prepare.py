@@ -1,28 +1,27 @@
-"""From a customer table to a training store, in two passes over the input.
+"""From a customer table to a training store, in two passes over the input and one over its ids.
 
-The first pass checks labels and ids and fits the transform on the training rows. The second encodes every row and
-spills it into its shard; each shard is then sorted by a hash of the ids, which shuffles the rows, makes the result
-independent of the input's order and brings a duplicate id to light. Memory holds one shard at a time.
+The ids are checked first. The next pass checks labels and fits the transform on the training rows. The last encodes
+every row and spills it into its shard; each shard is then sorted by a hash of the ids, which shuffles the rows and
+makes the result independent of the input's order. Memory holds one shard at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from mean_jax.data import hashing
+from mean_jax.data.ids import count_unique_ids
 from mean_jax.data.labelled import LabelledReader
 from mean_jax.data.schema import Schema, infer_schema
 from mean_jax.data.statistics import Statistics
 from mean_jax.data.store import ID_COLUMN, KIND, MANIFEST_NAME, SPLITS, VERSION, Shard
-from mean_jax.data.tables import Rows, TableSource, missing_column, open_tables
-from mean_jax.data.transform import RowEncoder, Transform, category_texts, numeric_block, numeric_values
+from mean_jax.data.tables import open_tables
+from mean_jax.data.transform import RowEncoder, Transform, category_texts, numeric_block
 from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_folder, file_sha256, write_json
 from mean_jax.log import LOGGER
@@ -45,7 +44,7 @@ class PrepareOptions:
     shard_bytes: int = SHARD_BYTES
 
     def __post_init__(self) -> None:
-        if len(self.split) != 3 or min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
+        if len(self.split) != 3 or min(self.split) < 0 or not abs(sum(self.split) - 1) < 1e-6:
             raise UserError(
                 f"--split={','.join(map(str, self.split))}: expected three shares for training, validation and test "
                 "that sum to 1, such as 0.7,0.1,0.2"
@@ -62,10 +61,9 @@ class _Fitted:
 def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where: str) -> _Fitted:
     statistics = Statistics(schema)
     rows_per_split = np.zeros(len(SPLITS), np.int64)
-    num_rows = num_unlabelled = 0
+    num_unlabelled = 0
     for rows, hashes_B, split_B, labels_BxT in reader("fit"):
         has_label_B = ~np.isnan(labels_BxT).all(axis=1)
-        num_rows += rows.batch.num_rows
         num_unlabelled += int((~has_label_B).sum())
         rows_per_split += np.bincount(split_B[has_label_B], minlength=len(SPLITS))
         is_train_B = has_label_B & (split_B == SPLITS.index("train"))
@@ -74,8 +72,6 @@ def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where:
         positions = np.flatnonzero(is_train_B)
         numeric_BxC = numeric_block(train, schema.numeric, rows.place_of(positions))
         statistics.update(hashes_B[is_train_B], numeric_BxC, texts, labels_BxT[is_train_B])
-    if num_rows == 0:
-        raise UserError(f"{where}: has no rows")
     for split, count in zip(SPLITS, rows_per_split, strict=True):
         if count == 0:
             mend = f"column {options.split_column}" if options.split_column else "--split or the number of rows"
@@ -96,19 +92,14 @@ class _Spill:
         packed = pa.Array.from_buffers(pa.binary(size), len(ids), [None, pa.py_buffer(np.ascontiguousarray(words_BxW))])
         self._writer.write_batch(pa.record_batch([pa.array(hashes_B), ids, packed], schema=self._schema))
 
-    def finish(self, folder: Path, name: str, id_name: str) -> Shard:
-        """Writes the shard in hash order, removes the spill and returns the shard's entry of the manifest.
-
-        Raises:
-          UserError: an id stands there twice.
-        """
+    def finish(self, folder: Path, name: str) -> Shard:
+        """Writes the shard in hash order, removes the spill and returns the shard's entry of the manifest."""
         self._writer.close()
         with pa.memory_map(str(self._path)) as file:
             table = pa.ipc.open_stream(file).read_all()
         hashes = table.column("hash").to_numpy()
         ids = table.column("id").combine_chunks()
         order = np.argsort(hashes, kind="stable")
-        _check_unique(hashes[order], ids.take(pa.array(order)), id_name)
         width = table.schema.field("row").type.byte_width
         with open(folder / f"{name}.bin", "wb") as file:
             rows = np.empty((len(table), width), np.uint8)
@@ -117,28 +108,12 @@ class _Spill:
                 data = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, width)
                 rows[start : start + len(chunk)] = data[chunk.offset : chunk.offset + len(chunk)]
                 start += len(chunk)
-            rows[order].tofile(file)
+            file.write(memoryview(rows[order]))  # ndarray.tofile does not say that the disk is full
         pq.write_table(pa.table({ID_COLUMN: ids.take(pa.array(order))}), folder / f"{name}-ids.parquet")
         del table
         self._path.unlink()
         files = (f"{name}.bin", f"{name}-ids.parquet")
         return Shard(*files, len(order), *(file_sha256(folder / file) for file in files))
-
-
-def _check_unique(sorted_hashes: np.ndarray, ids: pa.Array, id_name: str) -> None:
-    same = np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1])
-    starts = np.unique(same)
-    for start in starts:  # equal hashes of different ids are possible, so compare the ids themselves
-        end = start + 1
-        while end < len(ids) and sorted_hashes[end] == sorted_hashes[start]:
-            end += 1
-        values = ids.slice(start, end - start).to_pylist()
-        for value in values:
-            if values.count(value) > 1:
-                raise UserError(
-                    f"--id_column={id_name}: id {value!r} stands in {values.count(value)} rows; "
-                    "one row per customer is needed"
-                )
 
 
 def _write_shards(
@@ -167,7 +142,7 @@ def _write_shards(
                     spill.append(order_B[at], ids.take(pa.array(at)), words_BxW[at])
     splits: dict[str, Any] = {}
     for name, group_names, group in zip(SPLITS, names, spills, strict=True):
-        shards = [spill.finish(folder, file, schema.id_name) for file, spill in zip(group_names, group, strict=True)]
+        shards = [spill.finish(folder, file) for file, spill in zip(group_names, group, strict=True)]
         splits[name] = {
             "rows": sum(shard.rows for shard in shards),
             "shards": [dataclasses.asdict(shard) for shard in shards],
@@ -201,6 +176,7 @@ def prepare(input_path: str, output: Path, options: PrepareOptions) -> None:
     id_type = source.schema.field(schema.id_name).type
     id_type = id_type.value_type if pa.types.is_dictionary(id_type) else id_type
     with atomic_folder(output) as folder:
+        count_unique_ids(source, schema.id_name, "--input")
         fitted = _fit(reader, schema, options, input_path)
         splits = _write_shards(reader, schema, fitted, id_type, folder, options.shard_bytes)
         schema.save(folder)

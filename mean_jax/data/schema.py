@@ -42,7 +42,8 @@ class Schema:
     def csv_types(self) -> dict[str, pa.DataType]:
         """Returns the types to read a CSV with; numbers are parsed later, with an error that names the row."""
         id_type = pa.int64() if self.id_type.startswith(("int", "uint")) else pa.string()
-        return {name: pa.string() for name in (*self.numeric, *self.categorical)} | {self.id_name: id_type}
+        texts = [*self.labels, *self.numeric, *self.categorical, *([self.split_column] if self.split_column else [])]
+        return {name: pa.string() for name in texts} | {self.id_name: id_type}
 
     def save(self, folder: Path) -> None:
         write_json(folder / FILE_NAME, KIND, VERSION, dataclasses.asdict(self))
@@ -62,6 +63,10 @@ def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_categorical(kind: pa.DataType) -> bool:
+    return is_text(kind) or (pa.types.is_dictionary(kind) and is_numeric(kind.value_type))
 
 
 def check_id_type(kind: pa.DataType, name: str) -> None:
@@ -98,6 +103,8 @@ def infer_schema(
             raise UserError(
                 f"column {name} has two roles among --id_column, --label_columns, --split_column and --exclude"
             )
+    if all(pa.types.is_null(field.type) for field in table):  # as Arrow types a CSV file that has only a header
+        raise UserError(f"{where}: has no rows")
     check_id_type(table.field(id_column).type, id_column)
     for name in label_columns:
         if not is_numeric(table.field(name).type):
@@ -108,7 +115,7 @@ def infer_schema(
             continue
         if is_numeric(field.type):
             numeric.append(field.name)
-        elif is_text(field.type):
+        elif is_categorical(field.type):
             categorical.append(field.name)
         else:
             problem = "has no value at all" if pa.types.is_null(field.type) else f"is of type {field.type}"

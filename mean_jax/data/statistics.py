@@ -98,7 +98,7 @@ class Statistics:
         self._low = np.full(num_columns, np.inf)
         self._high = np.full(num_columns, -np.inf)
         self._features = RowSample(FEATURE_SAMPLE_ROWS, num_columns, np.float32)
-        self._positive_labels = RowSample(LABEL_SAMPLE_ROWS, len(schema.labels), np.float64)
+        self._positive_labels = [RowSample(LABEL_SAMPLE_ROWS, 1, np.float64) for _ in schema.labels]
         self._label_moments = Moments(len(schema.labels))
         self._positive = np.zeros(len(schema.labels))
         self._categories: list[Counter[str | None]] = [Counter() for _ in schema.categorical]
@@ -116,8 +116,9 @@ class Statistics:
         self._low = np.fmin(self._low, np.fmin.reduce(wide_BxC, axis=0))
         self._high = np.fmax(self._high, np.fmax.reduce(wide_BxC, axis=0))
         self._features.update(hashes_B, numeric_BxC)
-        is_positive_B = (labels_BxT > 0).any(axis=1)
-        self._positive_labels.update(hashes_B[is_positive_B], labels_BxT[is_positive_B])
+        for sample, label_B in zip(self._positive_labels, labels_BxT.T, strict=True):
+            is_positive_B = label_B > 0
+            sample.update(hashes_B[is_positive_B], label_B[is_positive_B, None])
         self._label_moments.update(labels_BxT)
         self._positive += (labels_BxT > 0).sum(axis=0)
         for counter, column in zip(self._categories, texts, strict=True):
@@ -158,8 +159,7 @@ class Statistics:
         sample_PxC = self._features.rows.astype(np.float64)
         is_log = _kurtosis(sample_PxC) > _HEAVY_TAIL_KURTOSIS
         std = np.where(is_log, self._log.std, self._raw.std)
-        labels_PxT = self._positive_labels.rows
-        quantiles = [np.quantile(labels[labels > 0], LABEL_LEVELS) for labels in labels_PxT.T]
+        quantiles = [np.quantile(sample.rows, LABEL_LEVELS) for sample in self._positive_labels]
         vocabularies = []
         for counter in self._categories:
             frequent = [

@@ -45,7 +45,7 @@ class TableSource:
     column_types: Mapping[str, pa.DataType]
 
     def rows(self, columns: Iterable[str] | None = None) -> Iterator[Rows]:
-        """Yields the rows in file order, with only the named columns if given.
+        """Yields the rows in file order, with only the named columns if given; no batch is empty.
 
         Raises:
           UserError: a file is damaged; the line names it.
@@ -55,10 +55,11 @@ class TableSource:
             first_row = 0
             try:
                 for batch in _file_batches(file, names, self.column_types):
-                    yield Rows(batch, file, first_row)
+                    if batch.num_rows:
+                        yield Rows(batch, file, first_row)
                     first_row += batch.num_rows
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise UserError(f"{file}: cannot be read: {error}") from error
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"{file}: cannot be read, mend or replace it: {error}") from error
 
 
 def _file_batches(file: Path, columns: list[str] | None, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
@@ -78,7 +79,7 @@ def _is_parquet(file: Path) -> bool:
 
 
 def _find_files(path: str, flag: str) -> list[Path]:
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         names = sorted(file for file in Path(path).iterdir() if file.is_file() and file.name[0] not in "._")
         names = [file for file in names if file.name.endswith(_PARQUET_SUFFIXES + _CSV_SUFFIXES)]
         if not names:
@@ -108,7 +109,7 @@ def _file_schema(file: Path, types: Mapping[str, pa.DataType]) -> pa.Schema:
             file, convert_options=pa_csv.ConvertOptions(column_types=types, strings_can_be_null=True)
         ) as reader:
             return reader.schema
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a readable {'Parquet' if _is_parquet(file) else 'CSV'} file: {error}") from error
 
 
@@ -130,13 +131,15 @@ def open_tables(path: str, flag: str, column_types: Mapping[str, pa.DataType] | 
         if schema.names.count(name) > 1:
             raise UserError(f"{files[0]}: column {name} stands there {schema.names.count(name)} times; rename one")
     for file in files[1:]:
+        if _is_parquet(file) != _is_parquet(files[0]):
+            raise UserError(f"{flag}: {files[0]} and {file} are of two formats; give Parquet or CSV files, not both")
         other = _file_schema(file, types)
-        if not other.equals(schema):
-            names = set(other.names) ^ set(schema.names) or {
-                name for name in schema.names if other.field(name).type != schema.field(name).type
-            }
-            detail = f"column {sorted(names)[0]}" if names else "the order of columns"
-            raise UserError(f"{file} and {files[0]} differ in {detail}; all files of {flag} need one schema")
+        differing = set(other.names) ^ set(schema.names)
+        if not differing and _is_parquet(file):  # the types of CSV columns are guesses from the first rows
+            differing = {name for name in schema.names if other.field(name).type != schema.field(name).type}
+        if differing:
+            column = min(differing)
+            raise UserError(f"{file} and {files[0]} differ in column {column}; all files of {flag} need one schema")
     return TableSource(tuple(files), schema, types)
 
 

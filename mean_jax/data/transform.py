@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mean_jax.data.schema import Schema, is_numeric, is_text
+from mean_jax.data.schema import Schema, is_categorical, is_numeric, is_text
 from mean_jax.errors import UserError
 from mean_jax.types import EncoderConstants
 
@@ -64,6 +64,10 @@ class Transform:
         return EncoderConstants(self.is_log, self.mean, self.std, self.missing_rate > 0, self.knots, sizes)
 
 
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
 def numeric_values(column: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
     """Returns float32 values [rows] of a numeric, boolean or numeric-text column; NaN where missing.
 
@@ -75,6 +79,7 @@ def numeric_values(column: pa.Array, name: str, place: Callable[[int], str]) -> 
     Raises:
       UserError: a text that is no number, an infinite value, or a value beyond the range of float32.
     """
+    column = _decoded(column)
     if is_text(column.type):
         column = _parse_numbers(column, name, place)
     elif not (is_numeric(column.type) or pa.types.is_null(column.type)):
@@ -90,25 +95,25 @@ def numeric_values(column: pa.Array, name: str, place: Callable[[int], str]) -> 
 
 
 def _parse_numbers(column: pa.Array, name: str, place: Callable[[int], str]) -> pa.Array:
-    texts = pc.cast(column, pa.string())
+    texts = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
     for kind in (pa.float64(), pa.bool_()):
         try:
             return pc.cast(texts, kind)
         except pa.ArrowInvalid:
             continue
-    for row, text in enumerate(texts.to_pylist()):
+    for row, text in enumerate(texts):
         try:
-            float(text if text is not None else "nan")
-        except ValueError:
-            raise UserError(f"{place(row)}: column {name} is {text!r}; expected a number") from None
-    raise UserError(f"{place(0)}: column {name} mixes numbers of several notations; expected plain decimal numbers")
+            pc.cast(text, pa.float64())
+        except pa.ArrowInvalid:
+            raise UserError(f"{place(row)}: column {name} is {text.as_py()!r}; expected a number") from None
+    raise AssertionError("a column whose every text is a number was not parsed")
 
 
 def category_texts(column: pa.Array, name: str) -> pa.Array:
     """Returns a categorical column as text; numbers and booleans are written out, so that 7 and "7" are one value."""
-    if not (is_text(column.type) or is_numeric(column.type) or pa.types.is_null(column.type)):
+    if not (is_categorical(column.type) or is_numeric(column.type) or pa.types.is_null(column.type)):
         raise UserError(f"column {name} is of type {column.type}; expected text")
-    return pc.cast(column, pa.string())
+    return pc.cast(_decoded(column), pa.string())
 
 
 class RowEncoder:

@@ -82,6 +82,16 @@ class Calibration:
         decline = self.lower_slope * np.maximum(first - prediction, 0) / self.values[0]
         return np.asarray(value / (1 + decline))
 
+    def scaled(self, factor: float) -> "Calibration":
+        """Returns the calibration whose every value is `factor` > 0 times this one's."""
+        return dataclasses.replace(
+            self,
+            values=tuple(factor * value for value in self.values),
+            tilt=factor * self.tilt,
+            lower_slope=factor * self.lower_slope,
+            upper_slope=factor * self.upper_slope,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain numbers and lists for JSON."""
         return {**dataclasses.asdict(self), "knots": list(self.knots), "values": list(self.values)}
@@ -136,14 +146,7 @@ def fit_calibration(prediction_V: np.ndarray, label_V: np.ndarray, num_bins: int
     if len(knot_K) == 1 and knot_K[0] > 0:
         knot_K, value_K = _proportional(knot_K[0], value_K[0], float(prediction_V.min()))
     curve = _with_slopes(knot_K, value_K, mean_label / _scale(prediction_V), len(label_V), num_positive)
-    factor = mean_label / float(curve(prediction_V).mean()) if num_positive else 1.0
-    return dataclasses.replace(
-        curve,
-        values=tuple(factor * value for value in curve.values),
-        tilt=factor * curve.tilt,
-        lower_slope=factor * curve.lower_slope,
-        upper_slope=factor * curve.upper_slope,
-    )
+    return curve.scaled(mean_label / float(curve(prediction_V).mean()) if num_positive else 1.0)
 
 
 def _scale(prediction_V: np.ndarray) -> float:

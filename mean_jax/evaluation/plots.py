@@ -5,6 +5,7 @@ Every figure draws aggregates (bins, curves on a grid, histograms), so its size 
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -144,7 +145,8 @@ def distributions(label_V: np.ndarray, calibrated_V: np.ndarray, name: str) -> s
     with drawing():
         figure = new_figure(4.8, 3.2)
         below, above = figure.subplots(1, 2, width_ratios=[1, 2.3])
-        for position, value_V, color, text in ((0, label_V, ACTUAL, "actual"), (1, calibrated_V, PREDICTED, "predicted")):
+        sides = ((label_V, ACTUAL, "actual"), (calibrated_V, PREDICTED, "predicted"))
+        for position, (value_V, color, text) in enumerate(sides):
             count, _ = np.histogram(value_V, edges)
             above.stairs(count / len(value_V), edges, baseline=0.3 / len(value_V), color=color, fill=True, alpha=0.25)
             above.stairs(count / len(value_V), edges, baseline=None, color=color, linewidth=1.4, label=text)
@@ -152,7 +154,8 @@ def distributions(label_V: np.ndarray, calibrated_V: np.ndarray, name: str) -> s
         below.set_xticks([0, 1], ["actual", "predicted"], fontsize=8)
         below.set(title=f"below {_money(lowest)}", ylim=(0, 1), ylabel="share of customers")
         below.grid(axis="x", visible=False)
-        above.set(title=f"{_money(lowest)} and more, log scales", xscale="log", yscale="log", xlabel="spend per customer")
+        above.set(title=f"{_money(lowest)} and more, log scales", xlabel="spend per customer")
+        above.set(xscale="log", yscale="log")
         above.set_ylim(0.5 / len(label_V), 1)
         _format_log(above.xaxis, _money)
         _format_log(above.yaxis, _percent)
@@ -185,7 +188,7 @@ def heat_map(
             text = f"{matrix[row, column]:.2f}"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=8.5)
         column_texts = [_short(text) for text in column_names]
-        slant = {"rotation": 30, "ha": "right"} if max(map(len, column_texts)) > 7 else {}
+        slant: dict[str, Any] = {"rotation": 30, "ha": "right"} if max(map(len, column_texts)) > 7 else {}
         axes.set_xticks(np.arange(columns) + 0.5, column_texts, **slant)
         axes.set_yticks(np.arange(rows) + 0.5, [_short(text) for text in row_names])
         axes.set(xlabel=labels[0], ylabel=labels[1])

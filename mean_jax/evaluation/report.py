@@ -32,11 +32,12 @@ _METRICS = {
     "percentile_mape_bins_skipped": ("Percentile groups skipped", "groups in which nobody spent", "count"),
     "gini_raw": ("Gini, raw", "not divided by the best possible", "ratio"),
     "mutual_gini": ("Mutual Gini", "distance of the two spend distributions, lower is better", "ratio"),
-    "mae": ("Mean absolute error", "lower is better; compare with the constants below", "money"),
+    "mae": ("Mean absolute error", "lower is better; favours low predictions where most spend nothing", "money"),
     "rmse": ("Root mean squared error", "lower is better; ruled by the largest customers", "money"),
     "positive_rate": ("Customers who spend", "share of the split", "percent"),
     "rows": ("Customers", "", "count"),
 }
+_UNDEFINED = "n/a"
 _GROUP_ROWS = 20  # the calibration scatter has at most as many dots as leave each this many customers
 _HEADLINE = ("bias", "gini", "auc", "spearman", "decile_mape", "percentile_mape", "positive_rate")
 
@@ -133,14 +134,15 @@ def bins_table(horizons: Sequence[HorizonReport]) -> pa.Table:
 
 def _number(value: float | None, kind: str) -> str:
     if value is None or not math.isfinite(value):
-        return "–"
+        return _UNDEFINED
     if kind == "count":
         return f"{value:,.0f}"
     if kind == "percent":
         return f"{100 * value:,.1f}%"
     if kind == "ratio":
         return f"{value:,.3f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+    decimals = 0 if abs(value) >= 1000 else 2 if abs(value) >= 1 else 4
+    return f"{value:,.{decimals}f}"
 
 
 def _cell(summary: Mapping[str, Any], metric: str) -> dict[str, str]:
@@ -149,13 +151,14 @@ def _cell(summary: Mapping[str, Any], metric: str) -> dict[str, str]:
     if not isinstance(content, Mapping):
         return {"value": _number(content, kind), "interval": ""}
     low, high = (_number(content[key], kind).removesuffix("%") for key in ("low", "high"))
-    return {"value": _number(content["value"], kind), "interval": "" if "–" in (low, high) else f"{low} to {high}"}
+    return {
+        "value": _number(content["value"], kind),
+        "interval": "" if _UNDEFINED in (low, high) else f"{low} to {high}",
+    }
 
 
 def _headline(horizons: Sequence[HorizonReport]) -> dict[str, Any]:
-    rows = [
-        {"name": h.name, "cells": [_cell(h.metrics["currency"], metric) for metric in _HEADLINE]} for h in horizons
-    ]
+    rows = [{"name": h.name, "cells": [_cell(h.metrics["currency"], metric) for metric in _HEADLINE]} for h in horizons]
     return {"columns": [_METRICS[metric][:2] for metric in _HEADLINE], "rows": rows}
 
 
@@ -232,8 +235,8 @@ def _horizon_figures(horizon: HorizonReport, name: str) -> list[_Figure]:
             "Distribution of spend",
             plots.distributions(label_V, calibrated_V, f"{name}-distribution"),
             "Left: customers who spend nothing or almost nothing. Right: how many spend how much. Predictions are "
-            "averages over what a customer may do, so they are narrower than actual spend and rarely zero. Both axes of "
-            "the right panel are logarithmic.",
+            "averages over what a customer may do, so they are narrower than actual spend and rarely zero. Both axes "
+            "of the right panel are logarithmic.",
             nobody,
         ),
     ]
@@ -247,9 +250,9 @@ def _bucket_figures(horizon: HorizonReport, name: str) -> list[_Figure]:
         axes = ("attention to spend level", "actual spend level")
         svg = plots.heat_map(horizon.attention_by_bucket, buckets, buckets, axes, f"{name}-attention")
         caption = (
-            "Which spend level the model looks at (columns) for customers of each actual level (rows). Dark cells along "
-            "the diagonal mean that it recognises the level; equal rows mean that it treats all customers alike. A blank "
-            "row is a level that no customer here has."
+            "Which spend level the model looks at (columns) for customers of each actual level (rows). Dark cells "
+            "along the diagonal mean that it recognises the level; equal rows mean that it treats all customers "
+            "alike. A blank row is a level that no customer here has."
         )
         figures.append(_figure("Mean attention per actual bucket", svg, caption))
     if horizon.gate_by_bucket is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import io
 import re
+from typing import Any
 import warnings
 
 import matplotlib
@@ -19,7 +20,7 @@ INK, MUTED, RULE = "#1f2933", "#667483", "#d9dee4"
 PREDICTED, ACTUAL, RAW = "#2166ac", "#e08214", "#8073ac"
 LINES = ("#2166ac", "#e08214", "#1b7837", "#8073ac", "#b2182b", "#01665e", "#8c510a", "#4d4d4d")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a bucket or model may be named "$10-$20"
     "font.family": "DejaVu Sans",
@@ -47,7 +48,7 @@ _STYLE = {
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """The house style for figures made and written inside, and silence about glyphs that only the reader's fonts have."""
+    """Applies the house style to figures made and written inside, without warnings of glyphs that only pages have."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield

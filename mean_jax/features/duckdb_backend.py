@@ -13,6 +13,9 @@ import pyarrow as pa
 from mean_jax.errors import UserError
 from mean_jax.features.files import LogFiles, csv_to_parquet
 
+# Types of DuckDB 2 that Ibis 12 does not know: zoned times in nanoseconds, and columns without any value.
+_KNOWN_TYPES = {"TIMESTAMPTZ_NS": "TIMESTAMPTZ", '"NULL"': "VARCHAR"}
+
 
 @ibis.udf.scalar.builtin(name="epoch_us")
 def epoch_micros(time: dt.timestamp) -> dt.int64:
@@ -38,8 +41,10 @@ def session(scratch: Path, memory_limit: str | None) -> Iterator[ibis.BaseBacken
         raise UserError(f"--memory_limit: DuckDB needs more memory or more disk to spill to: {_line(error)}") from error
     except duckdb.IOException as error:
         raise UserError(f"the log cannot be read or the disk is full: {_line(error)}") from error
-    except (duckdb.DataError, duckdb.InvalidInputException) as error:
-        raise UserError(f"--transactions: the log cannot be computed with: {_line(error)}") from error
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.DataError | duckdb.InvalidInputException) or type(error) is duckdb.Error:
+            raise UserError(f"--transactions: a file of the log is damaged: {_line(error)}; restore it") from error
+        raise  # a defect in an expression
     finally:
         connection.disconnect()
 
@@ -54,7 +59,16 @@ def read_log(connection: ibis.BaseBackend, log: LogFiles, scratch: Path) -> ir.T
         files = tuple(scratch / f"log-{i:05d}.parquet" for i in range(len(log.files)))
         for file, target in zip(log.files, files, strict=True):
             csv_to_parquet(file, target)
-    return connection.read_parquet([_escape_glob(file) for file in files], union_by_name=True)
+    # Parquet's minimum and maximum leave NaN out; by default DuckDB 2 takes them for proof that there is none.
+    options = {"union_by_name": True, "can_have_nan": True}
+    read = connection.read_parquet([_escape_glob(file) for file in files], **options)
+    rows = connection.con.table(read.get_name())
+    columns = [
+        duckdb.ColumnExpression(name).cast(_KNOWN_TYPES.get(str(kind), kind)).alias(name)
+        for name, kind in zip(rows.columns, rows.types, strict=True)
+    ]
+    rows.project(*columns).create_view("log")
+    return connection.table("log")
 
 
 def stream(connection: ibis.BaseBackend, table: ir.Table) -> pa.RecordBatchReader:

@@ -71,7 +71,9 @@ def _reading(file: Path) -> Iterator[None]:
     """Turns Arrow's errors while reading `file` into a UserError."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's or the permissions' fault, not the content's
         raise UserError(f"{FLAG}: {file} cannot be read as Parquet or CSV: {error}; mend or remove it") from error
 
 

@@ -38,10 +38,9 @@ class Experts(nn.Module):
         """Returns expert_BxMxH; only rows under the mask enter the batch statistics."""
         shape = (x_BxD.shape[1], self.num_experts, self.size)
         kernel_DxMxH = self.param("kernel", nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2)), shape)
-        bias_MxH = self.param("bias", nn.initializers.zeros, shape[1:])
+        # No bias: the mean that BatchNorm subtracts would cancel it, and its shift takes the place.
         # One matrix product over all experts: a contraction over a flat last axis runs as a plain GEMM everywhere.
         flat_BxE = x_BxD.astype(self.dtype) @ kernel_DxMxH.reshape(shape[0], -1).astype(self.dtype)
-        flat_BxE = flat_BxE + bias_MxH.reshape(-1)
         norm = nn.BatchNorm(use_running_average=not train, momentum=self.batch_norm_momentum, dtype=self.dtype)
         # A batch without any labelled row would give 0/0; its loss is 0 whatever the statistics are.
         mask_B = jnp.asarray(mask_B) | ~jnp.any(mask_B)

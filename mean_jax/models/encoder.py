@@ -13,10 +13,12 @@ from mean_jax.types import Array, EncoderConstants
 
 def standardise(values_BxC: Array, constants: EncoderConstants) -> jax.Array:
     """Returns (s(x) - mean) / std, s the signed log1p on heavy-tailed columns; a missing value gives 0."""
-    logged_BxC = jnp.sign(values_BxC) * jnp.log1p(jnp.abs(values_BxC))
-    chosen_BxC = jnp.where(constants.is_log, logged_BxC, values_BxC)
-    scaled_BxC = (chosen_BxC - constants.mean) * (1.0 / constants.std)
-    return jnp.where(jnp.isnan(values_BxC), 0.0, scaled_BxC)
+    is_missing_BxC = jnp.isnan(values_BxC)
+    known_BxC = jnp.where(is_missing_BxC, 0.0, values_BxC)
+    logged_BxC = jnp.sign(known_BxC) * jnp.log1p(jnp.abs(known_BxC))
+    chosen_BxC = jnp.where(constants.is_log[None], logged_BxC, known_BxC)
+    scaled_BxC = (chosen_BxC - constants.mean[None]) * (1.0 / constants.std[None])
+    return jnp.where(is_missing_BxC, 0.0, scaled_BxC)
 
 
 def ple_intervals(knots_CxQ: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -47,10 +49,11 @@ def piecewise_linear(values_BxC: Array, knots_CxQ: np.ndarray, num_bins: int) ->
     columns, lows, widths, is_first = ple_intervals(knots_CxQ, num_bins)
     is_last = np.append(is_first[1:], True) if len(is_first) else is_first
     values_BxE = jnp.take(values_BxC, columns, axis=1)
-    encoded_BxE = (values_BxE - lows) / widths
-    encoded_BxE = jnp.where(is_first, encoded_BxE, jnp.maximum(encoded_BxE, 0.0))
-    encoded_BxE = jnp.where(is_last, encoded_BxE, jnp.minimum(encoded_BxE, 1.0))
-    return jnp.where(jnp.isnan(values_BxE), 0.0, encoded_BxE)
+    is_missing_BxE = jnp.isnan(values_BxE)
+    encoded_BxE = (jnp.where(is_missing_BxE, 0.0, values_BxE) - lows[None]) / widths[None]
+    encoded_BxE = jnp.where(is_first[None], encoded_BxE, jnp.maximum(encoded_BxE, 0.0))
+    encoded_BxE = jnp.where(is_last[None], encoded_BxE, jnp.minimum(encoded_BxE, 1.0))
+    return jnp.where(is_missing_BxE, 0.0, encoded_BxE)
 
 
 def embedding_width(vocabulary_size: int, config: EncoderConfig) -> int:

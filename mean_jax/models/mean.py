@@ -70,15 +70,15 @@ class DistributionAttention(nn.Module):
         init = nn.initializers.lecun_normal()
         query_HxH = self.param("query", init, (size, size)).astype(self.dtype)
         key_HxH = self.param("key", init, (size, size)).astype(self.dtype)
-        bias_H = self.param("bias", nn.initializers.zeros, (size,)).astype(self.dtype)
+        bias_1x1xH = self.param("bias", nn.initializers.zeros, (size,)).astype(self.dtype)[None, None]
         if self.form == "row":
             # W_q h_t + W_k h_t is one product with the sum of both matrices.
-            hidden_BxNxH = jnp.tanh(f_BxNxH @ (query_HxH + key_HxH) + bias_H)
+            hidden_BxNxH = jnp.tanh(f_BxNxH @ (query_HxH + key_HxH) + bias_1x1xH)
             logits_BxNxN = nn.Dense(num_buckets, dtype=self.dtype, name="score")(hidden_BxNxH)
         else:
             query_BxNx1xH = (f_BxNxH @ query_HxH)[:, :, None]
             key_Bx1xNxH = (f_BxNxH @ key_HxH)[:, None]
-            hidden_BxNxNxH = jnp.tanh(query_BxNx1xH + key_Bx1xNxH + bias_H)
+            hidden_BxNxNxH = jnp.tanh(query_BxNx1xH + key_Bx1xNxH + bias_1x1xH[None])
             logits_BxNxN = nn.Dense(1, dtype=self.dtype, name="score")(hidden_BxNxNxH)[..., 0]
         return jax.nn.log_softmax(logits_BxNxN.astype(jnp.float32), axis=-1)
 

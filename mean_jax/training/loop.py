@@ -204,8 +204,8 @@ class Trainer:
         best = state.replicas.best
         with contextlib.closing(checkpoints.CheckpointWriter(self._workdir / run_lib.BEST)) as saver:
             saver.save(self._step, best)
-        calibrations = fit_calibrations(self._program, best, self._validation)
-        run_lib.seal(self._workdir, self._step, calibrations)
+        calibrations = fit_calibrations(self._program, best, self._validation, self._rows)
+        run_lib.seal(self._workdir, self._step, best, calibrations)
         for (horizon, seed), epoch in zip(self._names(), np.asarray(state.replicas.best_epoch), strict=True):
             LOGGER.info("horizon %s, seed %d: best epoch %d", horizon, seed, epoch)
 

@@ -7,7 +7,10 @@ from mean_jax.errors import UserError
 
 
 class EpochMeter:
-    """Means over an epoch of each loss term per replica, and the guard against values that are not finite."""
+    """Means over an epoch of each loss term per replica, and the guard against values that are not finite.
+
+    Of an epoch that a restart cut in two it sees the second part alone; nothing but the log depends on it.
+    """
 
     def __init__(self, names: list[tuple[str, int]]) -> None:
         self._names = names

@@ -1,18 +1,21 @@
 """Predictions of all replicas over a whole split, and their way from the training scale to currency."""
 
 from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import itertools
 
 import jax
 import numpy as np
 
 from mean_jax.data.store import SplitRows
-from mean_jax.evaluation.calibration import fit_calibration
+from mean_jax.evaluation.calibration import Calibration, fit_calibration
 from mean_jax.labels import to_currency
 from mean_jax.run import PERCENTILE_LEVELS, HorizonCalibration, Program
 from mean_jax.training.state import Variables
 from mean_jax.training.step import make_predict
 
 PREDICT_BATCH_SIZE = 8192
+MAX_LEVEL_ROWS = 1 << 20  # training rows behind the level of a calibration
 
 
 def batch_size_for(num_rows: int) -> int:
@@ -58,23 +61,55 @@ def seed_predictions(program: Program, scaled_RxVxK: np.ndarray, horizon: int) -
     return raw_predictions(program, scaled, horizon)
 
 
-def fit_calibrations(program: Program, variables: Variables, rows: SplitRows) -> tuple[HorizonCalibration, ...]:
-    """Returns the calibration of every horizon, fitted on the validation rows whose label is known."""
+@dataclasses.dataclass(frozen=True)
+class _Predicted:
+    """Raw predictions and labels of some rows."""
+
+    scaled_RxVxK: np.ndarray
+    labels_VxT: np.ndarray  # currency, NaN unknown
+
+    def known(self, program: Program, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (raw predictions [seeds, V'] in currency, labels [V']) of the rows with a known label."""
+        is_known_V = ~np.isnan(self.labels_VxT[:, horizon])
+        raw_SxV = seed_predictions(program, self.scaled_RxVxK, horizon)
+        return raw_SxV[:, is_known_V], self.labels_VxT[is_known_V, horizon]
+
+
+def _predict_rows(program: Program, variables: Variables, rows: SplitRows, max_rows: int) -> _Predicted:
     layout = program.schema.layout
-    predict_fn = make_predict(program.model, layout)
-    blocks = [
+    blocks = itertools.islice(split_words(rows), -(-max_rows // PREDICT_BATCH_SIZE))
+    parts = [
         (outputs["scaled"], layout.labels_of(words))
-        for outputs, words in padded_outputs(predict_fn, variables, split_words(rows))
+        for outputs, words in padded_outputs(make_predict(program.model, layout), variables, blocks)
     ]
-    scaled_RxVxK = np.concatenate([scaled for scaled, _ in blocks], axis=1)
-    labels_VxT = np.concatenate([labels for _, labels in blocks]).astype(np.float64)
+    labels_VxT = np.concatenate([labels for _, labels in parts]).astype(np.float64)
+    return _Predicted(np.concatenate([scaled for scaled, _ in parts], axis=1), labels_VxT)
+
+
+def fit_calibrations(
+    program: Program, variables: Variables, validation: SplitRows, train: SplitRows
+) -> tuple[HorizonCalibration, ...]:
+    """Returns the calibration of every horizon.
+
+    The shape of the curve is fitted on the validation split. Its level, one factor, makes the total of predictions
+    equal the total of labels over validation and training rows (a million of these at most) together: a validation
+    split of a few thousand customers knows the mean of a heavy-tailed label only to 10 %, and a factor, unlike a
+    shape, can hardly be overfitted.
+    """
+    on_validation = _predict_rows(program, variables, validation, len(validation))
+    on_train = _predict_rows(program, variables, train, MAX_LEVEL_ROWS)
     calibrations = []
-    for horizon in range(layout.num_labels):
-        raw_seeds = seed_predictions(program, scaled_RxVxK, horizon)
-        raw = raw_seeds.mean(axis=0)
-        is_known = ~np.isnan(labels_VxT[:, horizon])
-        known = labels_VxT[is_known, horizon]
-        seeds = tuple(fit_calibration(seed_raw[is_known], known) for seed_raw in raw_seeds)
-        percentiles = np.percentile(raw, PERCENTILE_LEVELS)
-        calibrations.append(HorizonCalibration(fit_calibration(raw[is_known], known), seeds, percentiles))
+    for horizon in range(program.schema.layout.num_labels):
+        raw_SxV, label_V = on_validation.known(program, horizon)
+        train_raw_SxV, train_label_V = on_train.known(program, horizon)
+        total = label_V.sum() + train_label_V.sum()
+
+        def fitted(raw_V: np.ndarray, train_raw_V: np.ndarray, label_V=label_V, total=total) -> Calibration:
+            calibration = fit_calibration(raw_V, label_V)
+            return calibration.scaled(total / (calibration(raw_V).sum() + calibration(train_raw_V).sum()))
+
+        seeds = tuple(fitted(*pair) for pair in zip(raw_SxV, train_raw_SxV, strict=True))
+        ensemble = fitted(raw_SxV.mean(axis=0), train_raw_SxV.mean(axis=0))
+        all_raw_V = seed_predictions(program, on_validation.scaled_RxVxK, horizon).mean(axis=0)
+        calibrations.append(HorizonCalibration(ensemble, seeds, np.percentile(all_raw_V, PERCENTILE_LEVELS)))
     return tuple(calibrations)

@@ -1,0 +1,132 @@
+"""Settings of the whole suite and the small customer table, store and run that many tests share."""
+
+import os
+
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"  # before JAX is imported
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from pathlib import Path
+import tempfile
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mean_jax.config import load_config, parse_config
+from mean_jax.data.prepare import PrepareOptions, prepare
+from mean_jax.data.store import Store
+from mean_jax.models import MODEL_CONFIGS
+from mean_jax.run import Program
+from mean_jax.training.loop import train
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# A second run of the suite on the same machine compiles nothing again.
+jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "mean_jax_test_compilation_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+LABELS = ("cltv_30", "cltv_365")
+# A model that compiles and trains in seconds, with every part of the real one.
+TINY = (
+    "model.bottom_sizes=(16, 8)",
+    "model.num_experts=3",
+    "model.expert_size=8",
+    "model.dam_sizes=(8,)",
+    "labels.num_buckets=4",
+    "train.batch_size=64",
+    "train.max_epochs=3",
+    "train.steps_per_dispatch=3",
+)
+
+
+def make_table(num_rows: int = 1000, seed: int = 0) -> pa.Table:
+    """Returns a customer table with every kind of column, missing values and censored labels."""
+    rng = np.random.default_rng(seed)
+    spend = rng.lognormal(3.0, 1.2, num_rows)
+    orders = rng.poisson(1.5, num_rows)
+    channel = rng.choice(["web", "shop", "app"], num_rows, p=[0.5, 0.3, 0.2])
+    is_active = rng.random(num_rows) < 0.25 + 0.1 * (channel == "app")
+    short = np.where(is_active, spend * rng.lognormal(0.0, 0.5, num_rows), 0.0)
+    long = short + np.where(rng.random(num_rows) < 0.3, spend * rng.lognormal(0.5, 0.5, num_rows), 0.0)
+    age = rng.normal(40.0, 12.0, num_rows)
+    return pa.table(
+        {
+            "customer_id": pa.array([f"c{index:05d}" for index in range(num_rows)]),
+            "spend": spend,
+            "orders": orders.astype(np.int64),
+            "age": pa.array(age, mask=rng.random(num_rows) < 0.2),
+            "is_member": rng.random(num_rows) < 0.5,
+            "channel": pa.array(channel).dictionary_encode(),
+            "city": pa.array(rng.choice(["a", "b"], num_rows), mask=rng.random(num_rows) < 0.1),
+            "cltv_30": short,
+            "cltv_365": pa.array(long, mask=rng.random(num_rows) < 0.3),
+        }
+    )
+
+
+def tiny_config(*overrides: str):
+    """Returns the parsed tiny configuration with further overrides."""
+    return parse_config(load_config("mean", [*TINY, *overrides]), MODEL_CONFIGS)
+
+
+def train_tiny(store: Path, workdir: Path, *overrides: str) -> bool:
+    """Trains the tiny model in this process."""
+    config = tiny_config(*overrides)
+    return train(lambda opened: Program(config, opened.schema, opened.transform), store, workdir)
+
+
+@pytest.fixture(scope="session")
+def table() -> pa.Table:
+    return make_table()
+
+
+@pytest.fixture(scope="session")
+def table_path(table, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("table") / "customers.parquet"
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def store_path(table_path, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "store"
+    prepare(str(table_path), path, PrepareOptions(label_columns=LABELS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def store(store_path) -> Store:
+    return Store(store_path)
+
+
+@pytest.fixture(scope="session")
+def program(store) -> Program:
+    return Program(tiny_config(), store.schema, store.transform)
+
+
+@pytest.fixture(scope="session")
+def run_path(store_path, tmp_path_factory) -> Path:
+    """A finished run of two seeds."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert train_tiny(store_path, path, "train.num_seeds=2")
+    return path
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Returns a function (main, *arguments) -> (exit code, standard error) that runs a command in this process."""
+    from absl import flags
+
+    def run(main, *arguments):
+        monkeypatch.setattr("sys.argv", ["mean-jax", *map(str, arguments)])
+        flags.FLAGS.unparse_flags()
+        for name in list(flags.FLAGS):
+            flags.FLAGS[name].unparse()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        return (0 if code is None else code), capsys.readouterr().err
+
+    return run

@@ -1,0 +1,208 @@
+"""Runs as a user sees them: files, resuming, signals, early stopping, damaged checkpoints, mistakes."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from mean_jax.cli import train as train_cli
+from mean_jax.data.store import Store
+from mean_jax.errors import UserError
+from mean_jax.run import BEST, LATEST, Program, load_run
+from mean_jax.training import checkpoints, loop
+from mean_jax.training.writers import read_metrics
+from tests.conftest import TINY, tiny_config, train_tiny
+
+FLAGS = [f"--config.{override}" for override in TINY]
+
+
+def latest(run, store_path):
+    store = Store(store_path)
+    program = Program(tiny_config(), store.schema, store.transform)
+    return checkpoints.load_newest(run / LATEST, jax.eval_shape(program.init_state))
+
+
+def assert_same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+class StopAfter:
+    """Sends the process a signal when the given number of dispatches has been started."""
+
+    def __init__(self, monkeypatch, count, number=signal.SIGTERM):
+        make = loop.step_lib.make_dispatch
+
+        def make_counting(*args):
+            dispatch = make(*args)
+            calls = iter(range(1, 1000))
+
+            def counted(state, words):
+                if next(calls) == count:
+                    os.kill(os.getpid(), number)
+                return dispatch(state, words)
+
+            return counted
+
+        monkeypatch.setattr(loop.step_lib, "make_dispatch", make_counting)
+
+
+@pytest.fixture(scope="module")
+def whole_run(store_path, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    assert train_tiny(store_path, path)
+    return path
+
+
+def test_a_run_folder_holds_what_the_design_names(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"config.json", "schema.json", "transform.json", "calibration.json", "run.json"} <= names
+    assert {"checkpoints", "metrics.jsonl"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    lines = read_metrics(whole_run)
+    assert {(line["epoch"], line["horizon"]) for line in lines} == {(e, h) for e in (1, 2, 3) for h in ("30", "365")}
+    for line in lines:
+        terms = sum(line[f"train/{term}"] for term in ("huber", "kl", "cross_entropy", "distillation"))
+        assert terms == pytest.approx(line["train/total"], rel=1e-5)
+        assert -1 <= line["validation/gini"] <= 1
+
+
+@pytest.mark.parametrize("stopped_after", [1, 4, 7])
+def test_a_stopped_run_goes_on_to_the_same_parameters(stopped_after, whole_run, store_path, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        StopAfter(patched, stopped_after)
+        assert train_tiny(store_path, run) is False
+    with pytest.raises(UserError, match="not finished"):
+        load_run(run)
+    assert train_tiny(store_path, run)
+    assert_same(latest(run, store_path), latest(whole_run, store_path))
+    assert_same(load_run(run).variables, load_run(whole_run).variables)
+    for line, whole_line in zip(read_metrics(run), read_metrics(whole_run), strict=True):
+        # The training means of the epoch that was cut in two cover its second part.
+        assert {k: v for k, v in line.items() if "train/" not in k} == {
+            k: v for k, v in whole_line.items() if "train/" not in k
+        }
+    assert load_run(run).identity == load_run(whole_run).identity
+
+
+def test_sigterm_ends_the_command_with_code_0_and_says_how_to_go_on(store_path, tmp_path, monkeypatch, call):
+    StopAfter(monkeypatch, 2)
+    code, err = call(train_cli.main, *FLAGS, f"--data={store_path}", f"--workdir={tmp_path / 'run'}")
+    assert code == 0
+    assert "SIGTERM" in err and "run the same command to go on" in err
+
+
+def test_checkpoints_within_an_epoch(whole_run, store_path, tmp_path):
+    run = tmp_path / "run"
+    train_tiny(store_path, run, "train.checkpoint_every_steps=3")
+    assert_same(latest(run, store_path), latest(whole_run, store_path))
+
+
+def test_a_damaged_latest_checkpoint_is_named_and_the_one_before_is_used(
+    whole_run, store_path, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        StopAfter(patched, 7)
+        train_tiny(store_path, run)
+    steps = checkpoints.sealed_steps(run / LATEST)
+    assert len(steps) == 2
+    target = max((run / LATEST / str(steps[0])).rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(target.read_bytes())
+    content[len(content) // 2] ^= 1
+    target.write_bytes(content)
+    with pytest.raises(UserError, match="checksum"):
+        checkpoints.verify(run / LATEST, steps[0])
+    assert train_tiny(store_path, run)
+    assert_same(load_run(run).variables, load_run(whole_run).variables)
+
+
+def test_a_finished_run_is_not_trained_again(whole_run, store_path, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    before = (run / "run.json").stat().st_mtime_ns
+    assert train_tiny(store_path, run)
+    assert (run / "run.json").stat().st_mtime_ns == before
+
+
+def test_replicas_stop_early_and_keep_their_best_epoch(store_path, tmp_path):
+    run = tmp_path / "run"
+    train_tiny(store_path, run, "train.max_epochs=12", "train.patience=1", "train.learning_rate=0.05")
+    lines = read_metrics(run)
+    for horizon in ("30", "365"):
+        ginis = [line["validation/gini"] for line in lines if line["horizon"] == horizon]
+        rises = [b > max(ginis[: i + 1]) for i, b in enumerate(ginis[1:])]
+        assert all(rises[:-1])  # every epoch but the last one improved
+        assert len(ginis) == 12 or not rises[-1]
+    assert len(lines) < 24
+
+
+@pytest.mark.parametrize("metric", ["loss", "percentile_mape"])
+def test_other_metrics_can_stop_a_run(metric, store_path, tmp_path):
+    assert train_tiny(store_path, tmp_path / "run", f"train.early_stopping_metric={metric}", "train.max_epochs=2")
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_replica_and_term(store_path, tmp_path):
+    with pytest.raises(UserError, match=r"loss term \w+ of horizon \w+, seed 0 is not finite within steps \d+ to \d+"):
+        train_tiny(store_path, tmp_path / "run", "train.learning_rate=1e30")
+    for step in checkpoints.sealed_steps(tmp_path / "run" / LATEST):
+        checkpoints.verify(tmp_path / "run" / LATEST, step)
+
+
+def test_a_checkpoint_that_does_not_fit_lists_every_leaf(whole_run, store_path):
+    store = Store(store_path)
+    program = Program(tiny_config("model.expert_size=4"), store.schema, store.transform)
+    abstract = jax.eval_shape(program.init_state).replicas.best
+    step = checkpoints.sealed_steps(whole_run / BEST)[0]
+    with pytest.raises(UserError, match="does not fit the model") as raised:
+        checkpoints.load(whole_run / BEST, step, abstract)
+    assert "['experts']['kernel']" in str(raised.value) and "['head_0']['value']['kernel']" in str(raised.value)
+
+
+def one_error_line(err):
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--config.train.batch_sise=8"], ["train.batch_sise", "train.batch_size"]),
+        (["--config.train.max_epochs=many"], ["train.max_epochs", "int"]),
+        (["--config.model.attention=global"], ["model.attention", "pairwise"]),
+        (["--config.train.batch_size=100000"], ["fewer than one batch", "--config.train.batch_size=512"]),
+        (["--config=no_such_config"], ["no_such_config", "mean"]),
+        (["--confg=mean"], ["confg"]),
+        (["--config.train.learning_rate=-1"], ["learning_rate", "positive"]),
+    ],
+)
+def test_mistakes_get_one_line_and_write_nothing(flags, parts, store_path, tmp_path, call):
+    code, err = call(train_cli.main, f"--data={store_path}", f"--workdir={tmp_path / 'run'}", *flags)
+    line = one_error_line(err)
+    assert code == 2
+    assert all(part in line for part in parts), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_store_and_workdir(store_path, whole_run, tmp_path, call):
+    code, err = call(train_cli.main, f"--data={tmp_path / 'nothing'}", f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and "mean-jax-prepare" in one_error_line(err)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    code, err = call(train_cli.main, *FLAGS, f"--data={store_path}", f"--workdir={other}")
+    assert code == 2 and "not a run folder" in one_error_line(err)
+    assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    code, err = call(train_cli.main, *FLAGS[:-1], f"--data={store_path}", f"--workdir={whole_run}")
+    assert code == 2 and "train.steps_per_dispatch: saved 3, asked 16" in one_error_line(err)
+
+
+def test_config_json_is_the_whole_configuration(whole_run):
+    content = json.loads((whole_run / "config.json").read_text())
+    assert content["train"]["batch_size"] == 64
+    assert content["model"]["tau"] == 2.0
