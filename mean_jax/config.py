@@ -219,8 +219,11 @@ def _checked(hint: Any, value: Any, field: str) -> Any:
                 return _checked(option, value, field)
             except UserError:
                 continue
-        expected = " or ".join(getattr(option, "__name__", str(option).replace("typing.", "")) for option in arguments)
-        raise UserError(f"--config.{field}={value!r}: expected {expected}")
+        names = [
+            " or ".join(map(repr, typing.get_args(option))) if typing.get_origin(option) is Literal else option.__name__
+            for option in arguments
+        ]
+        raise UserError(f"--config.{field}={value}: expected {' or '.join(names)}")
     if origin is tuple:
         require(isinstance(value, list | tuple), field, value, "a tuple such as (256, 128)")
         return tuple(_checked(arguments[0], item, field) for item in value)

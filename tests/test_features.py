@@ -244,6 +244,7 @@ def test_further_columns_by_type(compute: Compute) -> None:
     log = simple([("a", START, 1.0), ("a", START + DAY, 1.0), ("z", START + 300 * DAY, 1.0)]) | {
         "small": pa.array([1, None, 3], pa.int8()),
         "money": pa.array(["1.10", "2.20", "0"]).cast(pa.decimal128(12, 2)),
+        "ratio": [float("nan"), 0.5, 0.7],  # no null beside the NaN: DuckDB would look no further
         "kind": pa.array(["x", "y", "x"]).dictionary_encode(),
         "empty": pa.array([None] * count, pa.string()),
         "shipped": pa.array([START] * count),
@@ -252,6 +253,7 @@ def test_further_columns_by_type(compute: Compute) -> None:
     }
     customer = compute(log, horizons=(), excluded=("nested", "order number"))["a"]
     assert (customer["small_sum"], customer["small_mean"], round(customer["money_sum"], 9)) == (1.0, 1.0, 3.3)
+    assert (customer["ratio_sum"], customer["ratio_mean"]) == (0.5, 0.5)
     assert (customer["kind_first"], customer["kind_most_frequent"], customer["kind_distinct"]) == ("x", "x", 2)
     assert (customer["empty_first"], customer["empty_most_frequent"], customer["empty_distinct"]) == (None, None, 0)
     assert not any("shipped" in name or "nested" in name or "order number" in name for name in customer)

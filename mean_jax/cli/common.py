@@ -1,11 +1,13 @@
-"""What every command shares: flag parsing, one error line and exit code 2 for a user's mistake."""
+"""What every command shares: flags and --help, one error line and exit code 2 for a user's mistake."""
 
 from collections.abc import Callable, Sequence
 import errno
 import os
+import signal
 import sys
+from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from mean_jax import log
 from mean_jax.errors import UserError
@@ -13,20 +15,21 @@ from mean_jax.errors import UserError
 EXIT_USER_ERROR = 2
 
 
-def fail(message: object) -> None:
+def fail(message: object) -> NoReturn:
     """Prints one `error:` line and leaves the process with exit code 2."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
     sys.exit(EXIT_USER_ERROR)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> None:
+    for name in flag_values:  # a second call in one process begins with the defaults
+        flag_values[name].unparse()
     try:
-        rest = flags.FLAGS(argv)
-    except (flags.Error, UserError) as error:
-        fail(error)
+        rest = flag_values(argv)
+    except flags.Error as error:
+        raise UserError(error) from error
     if len(rest) > 1:
-        fail(f"unexpected argument {rest[1]!r}; every option is a --flag, see --help")
-    return rest
+        raise UserError(f"unexpected argument {rest[1]!r}; every option is a --flag, see --help")
 
 
 def _os_error_line(error: OSError) -> str:
@@ -36,22 +39,30 @@ def _os_error_line(error: OSError) -> str:
     return f"{where}: {os.strerror(error.errno) if error.errno else error}"
 
 
-def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
-    """Parses flags, runs `main()` and turns a user's mistake into one line; the console scripts call this.
+def run(
+    main: Callable[[], None], argv: Sequence[str] | None = None, flag_values: flags.FlagValues = flags.FLAGS
+) -> NoReturn:
+    """Parses flags, calls `main()` and leaves the process; the console scripts call this.
 
     Args:
-      main: the command, called once the flags are parsed.
+      main: the command, called once the flags are parsed; its module's docstring heads the --help text.
       argv: program name and flags; sys.argv if not given.
+      flag_values: the command's flags.
     """
-
-    def guarded(_: Sequence[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # absl's log is the libraries'; ours is mean_jax.log
+    argv = sys.argv if argv is None else argv
+    module = sys.modules[main.__module__]
+    if "--help" in argv[1:]:
+        print(f"{module.__doc__}{flag_values.module_help(module)}\n")
+        sys.exit(0)
+    logging.set_verbosity(logging.WARNING)  # absl's log is the libraries'; ours is mean_jax.log
+    # A command that the scheduler stops removes its temporary files on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        _parse_flags(argv, flag_values)
         log.start()
-        try:
-            main()
-        except UserError as error:
-            fail(error)
-        except OSError as error:
-            fail(_os_error_line(error))
-
-    app.run(guarded, argv=argv, flags_parser=_parse_flags)
+        main()
+    except UserError as error:
+        fail(error)
+    except OSError as error:
+        fail(_os_error_line(error))
+    sys.exit(0)

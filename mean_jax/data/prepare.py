@@ -105,10 +105,10 @@ class _Spill:
             rows = np.empty((len(table), width), np.uint8)
             start = 0
             for chunk in table.column("row").chunks:
-                data = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, width)
-                rows[start : start + len(chunk)] = data[chunk.offset : chunk.offset + len(chunk)]
+                data = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
+                rows[start : start + len(chunk)] = data.reshape(-1, width)
                 start += len(chunk)
-            file.write(memoryview(rows[order]))  # ndarray.tofile does not say that the disk is full
+            file.write(rows[order].data)  # ndarray.tofile does not say that the disk is full
         pq.write_table(pa.table({ID_COLUMN: ids.take(pa.array(order))}), folder / f"{name}-ids.parquet")
         del table
         self._path.unlink()
@@ -122,10 +122,7 @@ def _write_shards(
     row_bytes = 4 * schema.layout.num_words
     num_shards = np.maximum(1, -(-fitted.rows_per_split * row_bytes // shard_bytes))
     spill_schema = pa.schema([("hash", pa.uint64()), ("id", id_type), ("row", pa.binary(row_bytes))])
-    names = [
-        [f"{split}-{shard:05d}" for shard in range(count)] for split, count in zip(SPLITS, num_shards, strict=True)
-    ]
-    spills = [[_Spill(folder / f"{name}.spill", spill_schema) for name in group] for group in names]
+    spills: dict[str, _Spill] = {}
     encoder = RowEncoder(schema, fitted.transform)
     for rows, hashes_B, split_B, labels_BxT in reader("write"):
         numeric_BxC, codes_BxD = encoder(rows.batch, rows.place)
@@ -135,15 +132,18 @@ def _write_shards(
         order_B = hashing.remix(hashes_B, _ORDER_SALT)
         shard_B = (hashing.to_unit_interval(order_B) * num_shards[split_B]).astype(np.int64)
         has_label_B = ~np.isnan(labels_BxT).all(axis=1)
-        for split, group in enumerate(spills):
-            for shard, spill in enumerate(group):
-                at = np.flatnonzero(has_label_B & (split_B == split) & (shard_B == shard))
-                if len(at):
-                    spill.append(order_B[at], ids.take(pa.array(at)), words_BxW[at])
+        for split, split_name in enumerate(SPLITS):
+            is_split_B = has_label_B & (split_B == split)
+            for shard in np.unique(shard_B[is_split_B]):
+                name = f"{split_name}-{shard:05d}"
+                if name not in spills:
+                    spills[name] = _Spill(folder / f"{name}.spill", spill_schema)
+                at = np.flatnonzero(is_split_B & (shard_B == shard))
+                spills[name].append(order_B[at], ids.take(pa.array(at)), words_BxW[at])
     splits: dict[str, Any] = {}
-    for name, group_names, group in zip(SPLITS, names, spills, strict=True):
-        shards = [spill.finish(folder, file) for file, spill in zip(group_names, group, strict=True)]
-        splits[name] = {
+    for split_name in SPLITS:
+        shards = [spills[name].finish(folder, name) for name in sorted(spills) if name.startswith(f"{split_name}-")]
+        splits[split_name] = {
             "rows": sum(shard.rows for shard in shards),
             "shards": [dataclasses.asdict(shard) for shard in shards],
         }

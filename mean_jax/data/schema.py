@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -52,7 +53,10 @@ class Schema:
     def load(cls, folder: Path) -> "Schema":
         """Raises UserError if the file is missing, altered or of another version."""
         content = read_json(folder / FILE_NAME, KIND, VERSION)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
+        return cls(**fields)
 
 
 def is_numeric(kind: pa.DataType) -> bool:

@@ -43,7 +43,7 @@ def session(scratch: Path, memory_limit: str | None) -> Iterator[ibis.BaseBacken
         raise UserError(f"the log cannot be read or the disk is full: {_line(error)}") from error
     except duckdb.Error as error:
         if isinstance(error, duckdb.DataError | duckdb.InvalidInputException) or type(error) is duckdb.Error:
-            raise UserError(f"--transactions: a file of the log is damaged: {_line(error)}; restore it") from error
+            raise UserError(f"--transactions: a damaged file, or a value too large: {_line(error)}; mend the log") from error
         raise  # a defect in an expression
     finally:
         connection.disconnect()

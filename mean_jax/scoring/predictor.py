@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mean_jax.data.ids import require_ids
 from mean_jax.data.tables import missing_column
 from mean_jax.data.transform import RowEncoder
 from mean_jax.errors import UserError
@@ -60,11 +62,21 @@ class Predictor:
             table = pa.table(table)
         names = [self.id_column, *self.run.program.schema.numeric, *self.run.program.schema.categorical]
         self.check_columns(table.column_names, "the table")
-        batch = table.select(names).combine_chunks()
-        if not len(batch):
+        if not len(table):
             raise UserError("the table has no rows")
-        scores = [self.score(part, _in_a_table) for part in batch.to_batches()]
-        return pa.Table.from_batches(scores)
+        batch = table.select(names).combine_chunks().to_batches()[0]
+        self._check_ids(batch.column(self.id_column))
+        return pa.Table.from_batches([self.score(batch, _in_a_table)])
+
+    def _check_ids(self, ids: pa.Array) -> None:
+        require_ids(ids, self.id_column, _in_a_table)
+        counts = pc.value_counts(ids)
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(repeated):
+            value, count = repeated[0].values()
+            raise UserError(
+                f"{self.id_column} {value.as_py()!r} stands in {count} rows; one row per customer is needed"
+            )
 
     def check_columns(self, available: list[str], where: str) -> None:
         """Raises UserError unless the id and all features are among the available columns, each once."""
@@ -79,20 +91,16 @@ class Predictor:
         """Returns the scores of one record batch.
 
         Args:
-          batch: id and raw features.
+          batch: id, which the caller has checked, and raw features.
           place: names a row of the batch, for error lines.
         """
         program = self.run.program
-        ids = batch.column(self.id_column)
-        if ids.null_count:
-            row = int(np.argmax(ids.is_null().to_numpy(zero_copy_only=False)))
-            raise UserError(f"{place(row)}: column {self.id_column} is null; every row needs an id")
         numeric_BxC, codes_BxD = self._encoder(batch, place)
         words_BxW = np.concatenate([numeric_BxC, codes_BxD.view(np.float32)], axis=1)
         outputs = [part for part, _ in padded_outputs(self._predict_fn, self.run.variables, [words_BxW])]
         scaled_RxBxK = np.concatenate([part["scaled"] for part in outputs], axis=1)
         buckets = np.concatenate([part["buckets"] for part in outputs], axis=1) if "buckets" in outputs[0] else None
-        columns: dict[str, pa.Array] = {self.id_column: ids}
+        columns: dict[str, pa.Array] = {self.id_column: batch.column(self.id_column)}
         for horizon, label in enumerate(program.schema.labels):
             raw_B = seed_predictions(program, scaled_RxBxK, horizon).mean(axis=0)
             calibration = self.run.calibrations[horizon]
@@ -111,10 +119,14 @@ def _list_column(probability_BxN: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, flat)
 
 
-def load(run: str | Path) -> Predictor:
+def load(run: str | Path, flag: str = "run") -> Predictor:
     """Opens a run folder for scoring; see `Predictor.predict`.
+
+    Args:
+      run: the folder.
+      flag: where its name came from, for error lines.
 
     Raises:
       UserError: not a finished run, another version, or a file that is missing, cut or altered.
     """
-    return Predictor(load_run(run, "run"))
+    return Predictor(load_run(run, flag))

@@ -9,16 +9,12 @@ import dataclasses
 import json
 from pathlib import Path
 import shutil
-import tempfile
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from mean_jax.data.hashing import hash_ids
+from mean_jax.data.ids import count_unique_ids
 from mean_jax.data.tables import Rows, TableSource, open_tables
 from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_file, file_sha256, read_json, require_free_output, write_json
@@ -29,50 +25,6 @@ KIND, VERSION = "mean-jax scores", 1
 PROGRESS_NAME, SUCCESS_NAME = "_progress.json", "_SUCCESS"
 DEFAULT_ROWS_PER_PART = 1 << 20
 _METADATA = {"mean-jax": json.dumps({"format": KIND, "version": VERSION})}
-# Id hashes looked at together when searching for duplicates: 64 MiB of them.
-_HASHES_PER_PASS = 1 << 23
-
-
-def _check_ids(source: TableSource, id_column: str) -> int:
-    """Returns the number of rows after reading the ids alone, in memory that does not grow with them.
-
-    Raises:
-      UserError: no rows, a null id, or an id that stands there twice.
-    """
-    with tempfile.TemporaryFile() as spill:
-        num_rows = 0
-        for rows in source.rows([id_column]):
-            ids = rows.batch.column(0)
-            if ids.null_count:
-                row = pc.index(ids.is_null(), True).as_py()
-                raise UserError(f"{rows.place(row)}: column {id_column} is null; every row needs an id")
-            spill.write(hash_ids(ids).tobytes())
-            num_rows += len(ids)
-        if not num_rows:
-            raise UserError(f"--input: {source.files[0]} has no rows")
-        spill.flush()
-        hashes = np.memmap(spill, np.uint64, "r", shape=(num_rows,))
-        duplicate = _first_duplicate(hashes)
-    if duplicate is not None:
-        rows_of_id = [
-            (rows.place(int(row)), rows.batch.column(0)[int(row)].as_py())
-            for rows in source.rows([id_column])
-            for row in np.flatnonzero(hash_ids(rows.batch.column(0)) == duplicate)
-        ]
-        places = " and ".join(place for place, _ in rows_of_id[:2])
-        raise UserError(f"--input: id {rows_of_id[0][1]!r} stands in {places}; one row per customer is needed")
-    return num_rows
-
-
-def _first_duplicate(hashes: np.ndarray) -> np.uint64 | None:
-    num_passes = -(-len(hashes) // _HASHES_PER_PASS)
-    for index in range(num_passes):
-        chunks = [hashes[start : start + _HASHES_PER_PASS] for start in range(0, len(hashes), _HASHES_PER_PASS)]
-        found = np.sort(np.concatenate([chunk[chunk % np.uint64(num_passes) == index] for chunk in chunks]))
-        same = np.flatnonzero(found[1:] == found[:-1])
-        if len(same):
-            return found[same[0]]
-    return None
 
 
 def _describe_input(source: TableSource) -> list[list[Any]]:
@@ -108,7 +60,8 @@ def _open_job(folder: Path, identity: dict[str, Any]) -> _Job:
     progress = read_json(folder / PROGRESS_NAME, KIND, VERSION)
     if progress["job"] != json.loads(json.dumps(identity)):
         raise UserError(
-            f"--output: {folder} holds unfinished scores of another run, input or part size; remove it or choose another"
+            f"--output: {folder} holds unfinished scores of another run, input or part size; "
+            "remove it or choose another --output"
         )
     parts = []
     for part in progress["parts"]:
@@ -117,6 +70,8 @@ def _open_job(folder: Path, identity: dict[str, Any]) -> _Job:
             LOGGER.warning("%s is missing or altered; scoring again from there", path)
             break
         parts.append(part)
+    for stale in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        stale.unlink()
     job = _Job(folder, identity, parts)
     LOGGER.info("going on after %d scored rows", job.num_rows)
     return job
@@ -190,7 +145,7 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
     Raises:
       UserError: see the bad inputs that the README lists.
     """
-    predictor = load(run)
+    predictor = load(run, "--workdir")
     schema = predictor.run.program.schema
     source = open_tables(input_path, "--input", schema.csv_types())
     predictor.check_columns(source.schema.names, input_path)
@@ -200,7 +155,7 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
         LOGGER.info("ignoring %d columns that the model does not use: %s", len(ignored), ", ".join(ignored[:10]))
     if output.suffix == ".parquet":
         require_free_output(output)
-        num_rows = _check_ids(source, schema.id_name)
+        num_rows = count_unique_ids(source, schema.id_name, "--input")
         with tqdm(total=num_rows, desc="score", unit=" rows", unit_scale=True, disable=None) as progress:
             return _write_part(output, predictor, source.rows(columns), progress)
     identity = {
@@ -209,7 +164,7 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
         "rows_per_part": rows_per_part,
     }
     job = _open_job(output, identity)
-    num_rows = _check_ids(source, schema.id_name)
+    num_rows = count_unique_ids(source, schema.id_name, "--input")
     try:
         _write_parts(job, predictor, source, columns, num_rows, rows_per_part)
     except BaseException:

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Lint, types and the whole test suite: bash launch/test.sh [pytest arguments]
+# Needs Python >= 3.11 with venv and pip; makes or reuses .venv and installs what it needs.
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" "[dev]"
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "$@"

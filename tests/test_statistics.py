@@ -1,0 +1,141 @@
+"""Fitted constants against NumPy over the whole column, whatever the order and the blocks of the rows."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mean_jax.data import statistics
+from mean_jax.data.schema import Schema
+from mean_jax.data.statistics import Moments, RowSample, Statistics, signed_log1p
+from mean_jax.data.transform import KNOT_LEVELS, LABEL_LEVELS
+
+SCHEMA = Schema("id", "string", ("short", "long"), ("normal", "heavy", "signed"), ("city",), (0.7, 0.1, 0.2), 0, None)
+NUM_ROWS = 5000
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Hashes, numeric values with gaps, city texts and labels."""
+    rng = np.random.default_rng(0)
+    numeric = np.stack(
+        [rng.normal(40, 5, NUM_ROWS), rng.lognormal(3, 2, NUM_ROWS), rng.standard_t(2, NUM_ROWS)], axis=1
+    ).astype(np.float32)
+    numeric[rng.random(NUM_ROWS) < 0.2, 0] = np.nan
+    cities = rng.choice(["a", "b", "c", "rare"], NUM_ROWS, p=[0.6, 0.3, 0.0996, 0.0004]).astype(object)
+    cities[rng.random(NUM_ROWS) < 0.1] = None
+    labels = rng.lognormal(2, 1, (NUM_ROWS, 2)) * (rng.random((NUM_ROWS, 2)) < [0.3, 0.5])
+    labels[rng.random(NUM_ROWS) < 0.25, 1] = np.nan
+    return rng.integers(0, 2**63, NUM_ROWS).astype(np.uint64), numeric, cities, labels
+
+
+def fitted(rows, blocks, min_category_count=1):
+    collected = Statistics(SCHEMA)
+    for block in blocks:
+        hashes, numeric, cities, labels = (part[block] for part in rows)
+        collected.update(hashes, numeric, [pa.array(cities, pa.string())], labels)
+    return collected.fit(min_category_count)
+
+
+@pytest.fixture(scope="module")
+def transform(rows):
+    return fitted(rows, np.array_split(np.arange(NUM_ROWS), 7))
+
+
+def test_signed_log():
+    np.testing.assert_allclose(signed_log1p(np.array([-1.0, 0.0, np.e - 1])), [-np.log(2), 0.0, 1.0])
+
+
+def test_moments(rows, transform):
+    numeric = rows[1].astype(np.float64)
+    assert transform.is_log.tolist() == [False, True, True]
+    expected = np.stack([numeric[:, 0], *(np.sign(x) * np.log1p(abs(x)) for x in numeric.T[1:])], axis=1)
+    np.testing.assert_allclose(transform.mean, np.nanmean(expected, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(transform.std, np.nanstd(expected, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(transform.missing_rate, np.isnan(numeric).mean(axis=0), rtol=1e-6)
+
+
+def test_knots_are_quantiles_of_the_raw_values(rows, transform):
+    expected = np.nanquantile(rows[1].astype(np.float64), KNOT_LEVELS, axis=0).T
+    np.testing.assert_allclose(transform.knots, expected, rtol=1e-6)
+
+
+def test_labels(rows, transform):
+    for horizon, labels in enumerate(rows[3].T):
+        known = labels[~np.isnan(labels)]
+        assert transform.positive_rate[horizon] == pytest.approx((known > 0).mean())
+        assert transform.label_mean[horizon] == pytest.approx(known.mean())
+        quantiles = np.quantile(known[known > 0], LABEL_LEVELS)
+        np.testing.assert_allclose(transform.positive_quantiles[horizon], quantiles)
+
+
+def test_vocabulary_by_falling_frequency(rows, transform):
+    assert transform.vocabularies == (("a", "b", "c", "rare"),)
+    assert fitted(rows, [slice(None)], min_category_count=100).vocabularies == (("a", "b", "c"),)
+
+
+def test_equally_frequent_categories_stand_in_the_order_of_their_text():
+    rows = (np.arange(4), np.arange(12.0).reshape(4, 3), np.array(["y", "x", "y", "x"], object), np.ones((4, 2)))
+    assert fitted(rows, [slice(None)]).vocabularies == (("x", "y"),)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 50])
+def test_blocks_do_not_matter(rows, transform, num_blocks):
+    check_equal(fitted(rows, np.array_split(np.arange(NUM_ROWS), num_blocks)), transform)
+
+
+def test_order_does_not_matter(rows, transform):
+    order = np.random.default_rng(1).permutation(NUM_ROWS)
+    check_equal(fitted(rows, np.array_split(order, 3)), transform)
+
+
+def test_a_sample_does_not_depend_on_blocks_and_order(rows, monkeypatch):
+    monkeypatch.setattr(statistics, "FEATURE_SAMPLE_ROWS", 300)
+    monkeypatch.setattr(statistics, "LABEL_SAMPLE_ROWS", 200)
+    order = np.random.default_rng(1).permutation(NUM_ROWS)
+    check_equal(fitted(rows, np.array_split(order, 11)), fitted(rows, [slice(None)]))
+
+
+def check_equal(got, expected):
+    assert got.vocabularies == expected.vocabularies
+    for name in ("is_log", "knots", "positive_quantiles", "missing_rate", "positive_rate"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
+    for name in ("mean", "std", "label_mean"):  # sums, so equal up to rounding
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-6, err_msg=name)
+
+
+def test_the_sample_is_the_rows_of_the_smallest_hashes():
+    rng = np.random.default_rng(0)
+    hashes = rng.permutation(1000).astype(np.uint64)
+    sample = RowSample(100, 1, np.float64)
+    for block in np.array_split(hashes, 9):
+        sample.update(block, block[:, None])
+    assert sorted(sample.rows[:, 0]) == list(range(100))
+
+
+def test_a_rare_horizon_has_its_own_sample(monkeypatch):
+    """The sample of positive labels is full of another horizon's before the rare one comes."""
+    monkeypatch.setattr(statistics, "LABEL_SAMPLE_ROWS", 50)
+    labels = np.stack([np.ones(NUM_ROWS), np.zeros(NUM_ROWS)], axis=1)
+    labels[-1, 1] = 7.0
+    rows = (np.arange(NUM_ROWS), np.random.default_rng(0).random((NUM_ROWS, 3)), np.array(["a", "b"] * 2500), labels)
+    assert set(fitted(rows, np.array_split(np.arange(NUM_ROWS), 20)).positive_quantiles[1]) == {7.0}
+
+
+def test_moments_stay_exact_far_from_zero():
+    """Amounts of 1e9 that differ by cents: the sum of squares alone would lose every digit."""
+    values = 1e9 + np.random.default_rng(0).normal(size=(10_000, 1))
+    moments = Moments(1)
+    for block in np.array_split(values, 13):
+        moments.update(block)
+    assert moments.std[0] == pytest.approx(values.std(), rel=1e-6)
+    assert moments.mean[0] == pytest.approx(values.mean(), rel=1e-15)
+
+
+def test_columns_of_one_kind_are_enough():
+    only_texts = Schema("id", "string", ("short",), (), ("city",), (0.7, 0.1, 0.2), 0, None)
+    collected = Statistics(only_texts)
+    collected.update(np.arange(3), np.zeros((3, 0), np.float32), [pa.array(["a", "b", "a"])], np.ones((3, 1)))
+    transform = collected.fit(1)
+    assert transform.knots.shape == (0, 65)
+    assert transform.vocabularies == (("a", "b"),)
+    assert type(transform).from_dict(transform.to_dict()).knots.shape == (0, 65)
