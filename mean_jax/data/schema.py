@@ -69,10 +69,6 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def is_categorical(kind: pa.DataType) -> bool:
-    return is_text(kind) or (pa.types.is_dictionary(kind) and is_numeric(kind.value_type))
-
-
 def check_id_type(kind: pa.DataType, name: str) -> None:
     """Raises UserError unless ids are integers or text."""
     if not (pa.types.is_integer(kind) or is_text(kind)):
@@ -119,7 +115,7 @@ def infer_schema(
             continue
         if is_numeric(field.type):
             numeric.append(field.name)
-        elif is_categorical(field.type):
+        elif is_text(field.type):
             categorical.append(field.name)
         else:
             problem = "has no value at all" if pa.types.is_null(field.type) else f"is of type {field.type}"

@@ -169,6 +169,7 @@ class Statistics:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a column whose values all lie outside the sample
             knots = np.nan_to_num(np.nanquantile(sample_PxC, KNOT_LEVELS, axis=0).T)
+        knots = knots.reshape(len(is_log), len(KNOT_LEVELS))  # also where no column is numeric
         return Transform(
             is_log=is_log,
             mean=np.where(is_log, self._log.mean, self._raw.mean).astype(np.float32),

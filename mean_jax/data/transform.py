@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mean_jax.data.schema import Schema, is_categorical, is_numeric, is_text
+from mean_jax.data.schema import Schema, is_numeric, is_text
 from mean_jax.errors import UserError
 from mean_jax.types import EncoderConstants
 
@@ -111,9 +111,10 @@ def _parse_numbers(column: pa.Array, name: str, place: Callable[[int], str]) -> 
 
 def category_texts(column: pa.Array, name: str) -> pa.Array:
     """Returns a categorical column as text; numbers and booleans are written out, so that 7 and "7" are one value."""
-    if not (is_categorical(column.type) or is_numeric(column.type) or pa.types.is_null(column.type)):
+    column = _decoded(column)
+    if not (is_text(column.type) or is_numeric(column.type) or pa.types.is_null(column.type)):
         raise UserError(f"column {name} is of type {column.type}; expected text")
-    return pc.cast(_decoded(column), pa.string())
+    return pc.cast(column, pa.string())
 
 
 class RowEncoder:

@@ -1,0 +1,95 @@
+"""Opening a store checks every file of it, and a damaged one is named."""
+
+import json
+from pathlib import Path
+import shutil
+
+import numpy as np
+import pytest
+
+from mean_jax.data.store import SPLITS, Store, is_store
+from mean_jax.errors import UserError
+from mean_jax.types import RowLayout
+
+
+@pytest.fixture
+def copy(store_path, tmp_path) -> Path:
+    return Path(shutil.copytree(store_path, tmp_path / "copy"))
+
+
+def check_refused(folder: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Store(folder)
+
+
+def test_a_store_can_be_copied(copy, store):
+    assert is_store(copy)
+    assert Store(copy).schema == store.schema
+    assert Store(copy).transform.to_dict() == store.transform.to_dict()
+
+
+def test_no_store(tmp_path):
+    check_refused(tmp_path / "no", r"--data: folder .*no does not exist; make a store with mean-jax-prepare")
+    check_refused(tmp_path, r"--data: .* is not a training store, it has no manifest\.json; use mean-jax-prepare")
+    assert not is_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["schema.json", "train-00000.bin", "train-00000-ids.parquet", "validation-00000.bin", "test-00000.bin"]
+)
+def test_a_missing_file(copy, name):
+    (copy / name).unlink()
+    check_refused(copy, rf"{name}: missing")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "schema.json", "test-00000.bin", "test-00000-ids.parquet"])
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.9])
+def test_a_flipped_bit(copy, name, position):
+    content = bytearray((copy / name).read_bytes())
+    content[int(position * len(content))] ^= 1
+    (copy / name).write_bytes(content)
+    check_refused(copy, rf"{name}: (checksum does not match|damaged|is a|format version)")
+
+
+def test_a_cut_shard(copy):
+    path = copy / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[:-32])
+    check_refused(copy, r"train-00000\.bin: has \d+ bytes, expected \d+; the shard was cut, make the store again")
+    with pytest.raises(UserError, match="was cut"):
+        Store(copy, verify=False)  # without reading the bytes
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "schema.json"])
+def test_another_version(copy, name):
+    content = json.loads((copy / name).read_text())
+    (copy / name).write_text(json.dumps(content | {"version": 2}))
+    check_refused(copy, rf"{name}: format version 2, this program reads version 1; use the program version that wrote")
+
+
+def test_manifest_counts(store, table):
+    assert store.manifest["rows"] == sum(len(store.split(split)) for split in SPLITS) == len(table)
+    assert store.manifest["rows_without_label"] == 0
+
+
+def test_gather_takes_rows_in_any_order_and_number(store):
+    rows = store.split("train")
+    everything = rows.gather(np.arange(len(rows)))
+    chosen = np.array([5, 0, 5, len(rows) - 1])
+    np.testing.assert_array_equal(rows.gather(chosen).view(np.int32), everything[chosen].view(np.int32))
+    assert rows.gather(np.arange(0)).shape == (0, store.schema.layout.num_words)
+
+
+def test_rows_are_ordered_independently_of_their_ids(store):
+    numbers = [int(name[1:]) for name in store.split("train").ids().to_pylist()]
+    assert abs(np.corrcoef(numbers, np.arange(len(numbers)))[0, 1]) < 0.1
+
+
+def test_words_unpack_into_a_batch():
+    layout = RowLayout(num_numeric=2, num_categorical=1, num_labels=1)
+    words = np.array([[1.5, np.nan, 0.0, 4.0]], np.float32)
+    words[:, 2] = np.array([7], np.int32).view(np.float32)
+    batch = layout.unpack(words, np.array([True]))
+    np.testing.assert_array_equal(batch.numeric, [[1.5, np.nan]])
+    np.testing.assert_array_equal(batch.categorical, [[7]])
+    np.testing.assert_array_equal(batch.labels, [[4.0]])
+    np.testing.assert_array_equal(layout.labels_of(words), [[4.0]])
