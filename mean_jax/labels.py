@@ -17,7 +17,7 @@ class LabelConstants(NamedTuple):
     """Fitted per horizon; the leading axes are those of the horizons asked for."""
 
     scale: Array  # [T] float32, (transformed) currency per unit of the training scale
-    edges: Array  # [T, N-2] float32, currency; upper edges of the positive buckets but the last
+    edges: Array  # [T, N-1] float32, currency; upper edges of the positive buckets, the last one infinite
 
 
 def fit_label_constants(positive_quantiles_TxQ: np.ndarray, config: LabelConfig) -> LabelConstants:
@@ -39,7 +39,7 @@ def fit_label_constants(positive_quantiles_TxQ: np.ndarray, config: LabelConfig)
         scale_T = np.full(len(positive_quantiles_TxQ), config.scale)
     num_positive = config.num_buckets - 1
     inner = [quantile(index / num_positive) for index in range(1, num_positive)]
-    edges_TxE = np.stack(inner, axis=1) if inner else np.zeros((len(scale_T), 0))
+    edges_TxE = np.stack([*inner, np.full(len(scale_T), np.inf)], axis=1)
     return LabelConstants(scale_T.astype(np.float32), edges_TxE.astype(np.float32))
 
 

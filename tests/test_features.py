@@ -94,7 +94,7 @@ _rows = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data(), rows=st.lists(_rows, min_size=1, max_size=12))
 @pytest.mark.parametrize(
     "options",
@@ -257,6 +257,14 @@ def test_further_columns_by_type(compute: Compute) -> None:
     assert (customer["kind_first"], customer["kind_most_frequent"], customer["kind_distinct"]) == ("x", "x", 2)
     assert (customer["empty_first"], customer["empty_most_frequent"], customer["empty_distinct"]) == (None, None, 0)
     assert not any("shipped" in name or "nested" in name or "order number" in name for name in customer)
+
+
+def test_among_equals_the_smallest_value_is_taken(compute: Compute) -> None:
+    """First value of an instant with two, and most frequent of two in as many rows: by code point, not by row order."""
+    log = simple([("a", START, 1.0), ("a", START, 1.0), ("z", START + 300 * DAY, 1.0)])
+    for cities in (["b", "C", ""], ["C", "b", ""]):
+        customer = compute(log | {"city": cities}, horizons=())["a"]
+        assert (customer["city_first"], customer["city_most_frequent"], customer["city_distinct"]) == ("C", "C", 2)
 
 
 def test_awkward_column_names_are_kept(compute: Compute) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import datetime
 import errno
 import gzip
-import importlib
 from pathlib import Path
 import subprocess
 import sys
@@ -15,15 +14,16 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+from mean_jax.cli.features import main
 from mean_jax.features import build
 from mean_jax.features.spec import FeatureSpec
-from tests.in_process import CommandRunner
 
 # Ibis calls a method that DuckDB 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning")
 
 START = datetime.datetime(2020, 1, 1)
 DAY = datetime.timedelta(days=1)
+Command = Callable[..., str]
 
 
 def good_log(**columns: Any) -> pa.Table:
@@ -37,17 +37,19 @@ def good_log(**columns: Any) -> pa.Table:
     return pa.table({name: column for name, column in (log | columns).items() if column is not None})
 
 
-def _load() -> Callable[[], None]:
-    sys.modules.pop("mean_jax.cli.features", None)
-    return importlib.import_module("mean_jax.cli.features").main
-
-
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandRunner:
-    return CommandRunner(_load, monkeypatch, capsys)
+def command(call: Callable[..., tuple[int, str]]) -> Command:
+    """Returns a function that runs the command and returns what it writes to standard error."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        found, error = call(main, *arguments)
+        assert found == code, error
+        return error
+
+    return run
 
 
-def fails(command: CommandRunner, folder: Path, *arguments: str) -> str:
+def fails(command: Command, folder: Path, *arguments: str) -> str:
     """Returns the line of a user's mistake, after checking that there is one line and that nothing was written."""
     before = sorted(folder.rglob("*"))
     error = command(*arguments, code=2)
@@ -62,7 +64,7 @@ def write_log(path: Path, log: pa.Table) -> str:
     return f"--transactions={path}"
 
 
-def test_one_file_sorted_by_id_with_a_report(command: CommandRunner, tmp_path: Path) -> None:
+def test_one_file_sorted_by_id_with_a_report(command: Command, tmp_path: Path) -> None:
     output = tmp_path / "new folder" / "customers.parquet"
     report = command(write_log(tmp_path / "log.parquet", good_log()), f"--output={output}", "--horizons=30,365")
     table = pq.read_table(output)
@@ -79,7 +81,7 @@ def test_one_file_sorted_by_id_with_a_report(command: CommandRunner, tmp_path: P
     assert "order_count," in report
 
 
-def test_negative_labels_are_set_to_zero_and_counted(command: CommandRunner, tmp_path: Path) -> None:
+def test_negative_labels_are_set_to_zero_and_counted(command: Command, tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.parquet", good_log(amount=[10.0, 20.0, 30.0, -40.0, 50.0]))
     report = command(log, f"--output={tmp_path / 'net.parquet'}", "--horizons=30")
     assert "total 0.00; 1 below 0 were set to 0" in report
@@ -104,7 +106,7 @@ def test_a_folder_of_part_files_holds_the_same_rows(tmp_path: Path, monkeypatch:
     assert summary.customers == rows - 1
 
 
-def test_files_folders_globs_and_csv_give_the_same_table(command: CommandRunner, tmp_path: Path) -> None:
+def test_files_folders_globs_and_csv_give_the_same_table(command: Command, tmp_path: Path) -> None:
     log = good_log()
     parts = [log.slice(0, 2), log.slice(2).select(["amount", "timestamp", "city", "customer_id"])]
     for kind in ("plain", "spark", "csv", "zipped"):
@@ -117,7 +119,8 @@ def test_files_folders_globs_and_csv_give_the_same_table(command: CommandRunner,
         pa_csv.write_csv(part, tmp_path / "part.csv")
         (tmp_path / "zipped" / f"part-{i}.csv.gz").write_bytes(gzip.compress((tmp_path / "part.csv").read_bytes()))
     (tmp_path / "spark" / "_SUCCESS").write_text("")
-    (tmp_path / "spark" / ".part-0.parquet.crc").write_text("x")
+    (tmp_path / "spark" / "_temporary").mkdir()
+    write_log(tmp_path / "spark" / "_temporary" / "part-2.parquet", log)
     tables = []
     for i, source in enumerate(["plain/log[1].parquet", "spark", "spark/part-*.parquet", "csv", "zipped"]):
         output = tmp_path / f"{i}.parquet"
@@ -127,7 +130,7 @@ def test_files_folders_globs_and_csv_give_the_same_table(command: CommandRunner,
     assert all(table == tables[0] for table in tables)
 
 
-def test_a_column_that_a_file_lacks_is_null_there(command: CommandRunner, tmp_path: Path) -> None:
+def test_a_column_that_a_file_lacks_is_null_there(command: Command, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     write_log(tmp_path / "log" / "1.parquet", good_log(city=None))
     write_log(tmp_path / "log" / "2.parquet", good_log())
@@ -138,7 +141,7 @@ def test_a_column_that_a_file_lacks_is_null_there(command: CommandRunner, tmp_pa
     assert table["order_count"].to_pylist() == [1, 1, 1]
 
 
-def test_as_of_reports_a_window_that_begins_before_the_log(command: CommandRunner, tmp_path: Path) -> None:
+def test_as_of_reports_a_window_that_begins_before_the_log(command: Command, tmp_path: Path) -> None:
     log = good_log(shipped=[START] * 5)
     report = command(
         write_log(tmp_path / "log.parquet", log),
@@ -209,7 +212,7 @@ def _with_names(names: list[str]) -> pa.Table:
     ],
 )
 def test_a_mistake_is_one_line(
-    command: CommandRunner, tmp_path: Path, log: pa.Table, arguments: list[str], words: list[str]
+    command: Command, tmp_path: Path, log: pa.Table, arguments: list[str], words: list[str]
 ) -> None:
     transactions = write_log(tmp_path / "log.parquet", log)
     error = fails(command, tmp_path, transactions, f"--output={tmp_path / 'new' / 'o.parquet'}", *arguments)
@@ -232,21 +235,21 @@ def test_a_mistake_is_one_line(
     ],
 )
 def test_an_unreadable_file_is_one_line(
-    command: CommandRunner, tmp_path: Path, name: str, content: bytes, words: list[str]
+    command: Command, tmp_path: Path, name: str, content: bytes, words: list[str]
 ) -> None:
     (tmp_path / name).write_bytes(content)
     error = fails(command, tmp_path, f"--transactions={tmp_path / name}", f"--output={tmp_path / 'o.parquet'}")
     assert all(word in error for word in words), error
 
 
-def test_a_damaged_page_is_one_line(command: CommandRunner, tmp_path: Path) -> None:
+def test_a_damaged_page_is_one_line(command: Command, tmp_path: Path) -> None:
     transactions = write_log(tmp_path / "log.parquet", good_log())
     content = (tmp_path / "log.parquet").read_bytes()
     (tmp_path / "log.parquet").write_bytes(content[:4] + bytes([255]) * 200 + content[204:])
     assert "log" in fails(command, tmp_path, transactions, f"--output={tmp_path / 'o.parquet'}")
 
 
-def test_paths_that_cannot_be_used_are_one_line(command: CommandRunner, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_used_are_one_line(command: Command, tmp_path: Path) -> None:
     transactions = write_log(tmp_path / "log.parquet", good_log())
     (tmp_path / "empty").mkdir()
     (tmp_path / "both").mkdir()
@@ -264,7 +267,7 @@ def test_paths_that_cannot_be_used_are_one_line(command: CommandRunner, tmp_path
 
 @pytest.mark.parametrize("output", ["o.parquet", "folder"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    command: CommandRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     def no_space(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -275,7 +278,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert "no space left" in error
 
 
-def test_too_little_memory_is_one_line(command: CommandRunner, tmp_path: Path) -> None:
+def test_too_little_memory_is_one_line(command: Command, tmp_path: Path) -> None:
     rows = 200_000
     log = pa.table({"customer_id": range(rows), "timestamp": [START] * rows, "amount": [1.0] * rows})
     arguments = [write_log(tmp_path / "log.parquet", log), f"--output={tmp_path / 'o.parquet'}", "--memory_limit=1MB"]

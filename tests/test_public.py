@@ -12,7 +12,6 @@ import pytest
 
 from mean_jax.data import public
 from mean_jax.errors import UserError
-from tests.in_process import CommandRunner
 
 MEMBER = "lifetimes/datasets/CDNOW_master.txt"
 CONTENT = (
@@ -117,16 +116,19 @@ def test_every_card_is_complete() -> None:
         assert len(dataset.wheel.sha256) == 64
 
 
-def test_the_command_writes_one_file(
-    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = CommandRunner(lambda: public.main, monkeypatch, capsys)
+def test_the_command_writes_one_file(wheel: Path, tmp_path: Path, call: Callable[..., tuple[int, str]]) -> None:
     arguments = ["--name=cdnow", f"--output={tmp_path / 'log.parquet'}", f"--cache={wheel.parent}"]
-    report = command(*arguments)
+    code, report = call(public.main, *arguments)
+    assert code == 0
     assert "2 transactions written" in report
     assert "licence: " in report
     assert pq.read_table(tmp_path / "log.parquet") == public.load_dataset("cdnow", wheel.parent)
 
-    assert command(*arguments, code=2).startswith("error: --output: ")
-    assert "ends in .parquet" in command("--name=cdnow", "--output=log.csv", code=2)
-    assert "--name" in command("--name=cdnew", "--output=log.parquet", code=2)
+    for mistake, words in (
+        (arguments, "error: --output: "),
+        (["--name=cdnow", "--output=log.csv"], "ends in .parquet"),
+        (["--name=cdnew", "--output=log.parquet"], "--name"),
+    ):
+        code, error = call(public.main, *mistake)
+        assert (code, error.count("\n")) == (2, 1)
+        assert words in error

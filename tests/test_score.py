@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mean_jax.cli.score import main
+from mean_jax.data import ids as ids_lib
+from mean_jax.data.tables import ROWS_PER_BATCH
 from mean_jax.errors import UserError
 from mean_jax.fileio import write_json
 from mean_jax.scoring.predictor import Predictor
@@ -246,20 +248,22 @@ def test_memory_does_not_grow_with_the_rows(run_path, table, tmp_path, monkeypat
         return original(self, batch, place)
 
     monkeypatch.setattr(Predictor, "score", observe)
+    monkeypatch.setattr(ids_lib, "_HASHES_PER_PASS", 10_000)
 
-    def peak_bytes(num_rows: int) -> int:
-        rows = table.take(pa.array(np.arange(num_rows) % 1000)).set_column(0, "customer_id", pa.array(range(num_rows)))
-        pq.write_table(rows, tmp_path / f"{num_rows}.parquet", row_group_size=20_000)
-        del rows
+    def peak_bytes(name: str, num_blocks: int) -> int:
+        ids = np.arange(num_blocks * ROWS_PER_BATCH)
+        rows = table.take(pa.array(ids % len(table))).set_column(0, "customer_id", pa.array(ids))
+        pq.write_table(rows, tmp_path / f"{name}.parquet", row_group_size=ROWS_PER_BATCH)
+        del rows, ids
         arrow_bytes.clear()
         before = pa.total_allocated_bytes()
         tracemalloc.start()
-        score(str(run_path), str(tmp_path / f"{num_rows}.parquet"), tmp_path / f"{num_rows}", rows_per_part=50_000)
+        score(str(run_path), str(tmp_path / f"{name}.parquet"), tmp_path / name, rows_per_part=2 * ROWS_PER_BATCH)
         traced = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return traced + max(arrow_bytes) - before
 
-    peak_bytes(20_000)  # compiles
-    small, large = peak_bytes(50_000), peak_bytes(200_000)
-    print("PEAK", small, large)
-    assert large - small < (1 << 20) < 150_000 * 8  # less than even the ids of the further rows
+    peak_bytes("compile", 1)
+    small, large = peak_bytes("small", 2), peak_bytes("large", 8)
+    further_id_bytes = 6 * ROWS_PER_BATCH * 8
+    assert large - small < further_id_bytes / 2

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from mean_jax import load
 from mean_jax.cli import train as train_cli
 from mean_jax.data.store import Store
 from mean_jax.errors import UserError
+from mean_jax.evaluation.evaluate import evaluate
 from mean_jax.run import BEST, LATEST, Program, load_run
 from mean_jax.training import checkpoints, loop
 from mean_jax.training.writers import read_metrics
@@ -206,3 +208,21 @@ def test_config_json_is_the_whole_configuration(whole_run):
     content = json.loads((whole_run / "config.json").read_text())
     assert content["train"]["batch_size"] == 64
     assert content["model"]["tau"] == 2.0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.multi_task=True",),
+        ("model.dam=False", "encoder.numeric=ple"),
+        ("model.attention=pairwise", "labels.transform=log1p", "labels.num_buckets=2"),
+    ],
+)
+def test_variants_train_evaluate_and_score(overrides, store_path, table, tmp_path):
+    run = tmp_path / "run"
+    assert train_tiny(store_path, run, "train.max_epochs=1", "train.num_seeds=2", *overrides)
+    metrics = evaluate(str(run), str(store_path), "test", tmp_path / "evaluation", num_resamples=2)
+    assert set(metrics["horizons"]) == {"30", "365"}
+    scores = load(run).predict(table.slice(0, 10))
+    assert ("cltv_30_buckets" in scores.column_names) == ("model.dam=False" not in overrides)
+    assert np.isfinite(scores["cltv_30"].to_numpy()).all() and (scores["cltv_365"].to_numpy() >= 0).all()

@@ -65,4 +65,6 @@ def run(
         fail(error)
     except OSError as error:
         fail(_os_error_line(error))
+    finally:
+        log.LOGGER.handlers.clear()  # a second call in one process writes to the standard error of then
     sys.exit(0)

@@ -2,7 +2,6 @@
 
 import datetime
 from pathlib import Path
-import sys
 import time
 
 from absl import flags
@@ -13,11 +12,13 @@ from mean_jax.features.spec import FeatureSpec
 from mean_jax.features.summary import FeatureSummary
 from mean_jax.log import LOGGER
 
+_FLAGS = flags.FlagValues()  # of this command alone
 _TRANSACTIONS = flags.DEFINE_string(
     "transactions",
     None,
     "Transaction log, one row per transaction or per line of it: a Parquet or CSV file, a folder of them, or a glob.",
     required=True,
+    flag_values=_FLAGS,
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -25,53 +26,68 @@ _OUTPUT = flags.DEFINE_string(
     "Customer table to write, sorted by id; must not exist. A name that ends in .parquet is one file, any other a "
     "folder of part files.",
     required=True,
+    flag_values=_FLAGS,
 )
 _BACKEND = flags.DEFINE_enum(
-    "backend", "duckdb", ["duckdb", "pyspark"], "Engine; duckdb is embedded, nothing to set up."
+    "backend", "duckdb", ["duckdb", "pyspark"], "Engine; duckdb is embedded, nothing to set up.", flag_values=_FLAGS
 )
-_ID_COLUMN = flags.DEFINE_string("id_column", "customer_id", "Column of the customer ids: integers or text.")
+_ID_COLUMN = flags.DEFINE_string(
+    "id_column", "customer_id", "Column of the customer ids: integers or text.", flag_values=_FLAGS
+)
 _TIME_COLUMN = flags.DEFINE_string(
     "time_column",
     "timestamp",
     "Column of the transaction times: timestamps, dates or ISO 8601 text, read as UTC where no offset is given.",
+    flag_values=_FLAGS,
 )
 _AMOUNT_COLUMN = flags.DEFINE_string(
-    "amount_column", "amount", "Column of the amounts in currency; negative amounts are returns."
+    "amount_column", "amount", "Column of the amounts in currency; negative amounts are returns.", flag_values=_FLAGS
 )
 _EXCLUDE = flags.DEFINE_list(
-    "exclude", [], "Columns to leave out. Any other numeric, text or boolean column gives further features."
+    "exclude",
+    [],
+    "Columns to leave out. Any other numeric, text or boolean column gives further features.",
+    flag_values=_FLAGS,
 )
 _OBSERVATION_DAYS = flags.DEFINE_integer(
     "observation_days",
     90,
     "Length in days (of 24 hours) of the observation window that features look at. It begins with a customer's first "
     "transaction, and customers whose window ends after the log are dropped; see --as_of for the other way.",
+    flag_values=_FLAGS,
 )
 _HORIZONS = flags.DEFINE_list(
     "horizons",
     ["30", "90", "180", "365"],
     "Horizons in days after the window's end; label cltv_H is the sum of amounts in the first H of them, at least 0, "
     "null where they are not over when the log ends. Empty (--horizons=) for a table without labels, to be scored.",
+    flag_values=_FLAGS,
 )
 _AS_OF = flags.DEFINE_string(
     "as_of",
     None,
     "Date YYYY-MM-DD: one window for all customers, the --observation_days before this day's first instant (UTC), for "
     "those with a transaction in it. Default: a window for each customer from the first transaction on.",
+    flag_values=_FLAGS,
 )
 _NET = flags.DEFINE_boolean(
     "net",
     True,
     "Whether negative amounts (returns) are netted in sums of amounts; with --nonet they count as 0 in every amount. "
     "Windows, counts and dates are the same either way.",
+    flag_values=_FLAGS,
 )
 _SUB_WINDOWS = flags.DEFINE_integer(
-    "sub_windows", 3, "Number of equal parts of the observation window that get a sum and a count of their own."
+    "sub_windows",
+    3,
+    "Number of equal parts of the observation window that get a sum and a count of their own.",
+    flag_values=_FLAGS,
 )
 _MEMORY_LIMIT = flags.DEFINE_string(
     "memory_limit",
     None,
     "Memory that DuckDB may use, such as 4GB; more goes to disk beside the output. Default: 80 % of the machine's.",
+    flag_values=_FLAGS,
 )
 
 
@@ -153,10 +169,7 @@ def _main() -> None:
 
 
 def main() -> None:
-    # Absl's --help lists the flags of the main program's module only, which for a console script is not this one.
-    for flag in flags.FLAGS.get_flags_for_module(__name__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    common.run(_main)
+    common.run(_main, flag_values=_FLAGS)
 
 
 if __name__ == "__main__":

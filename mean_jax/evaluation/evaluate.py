@@ -180,7 +180,7 @@ def _curves(run: Run) -> list[Curve]:
 
 
 def _bucket_names(program: Program, horizon: int) -> list[str]:
-    edges = np.asarray(program.label_constants.edges[horizon])
+    edges = np.asarray(program.label_constants.edges[horizon])[:-1]  # the last one is infinite
     if not len(edges):
         return ["0", "above 0"]
     positive = [f"to {edge:,.4g}" for edge in edges]

@@ -43,7 +43,9 @@ def session(scratch: Path, memory_limit: str | None) -> Iterator[ibis.BaseBacken
         raise UserError(f"the log cannot be read or the disk is full: {_line(error)}") from error
     except duckdb.Error as error:
         if isinstance(error, duckdb.DataError | duckdb.InvalidInputException) or type(error) is duckdb.Error:
-            raise UserError(f"--transactions: a damaged file, or a value too large: {_line(error)}; mend the log") from error
+            raise UserError(
+                f"--transactions: a damaged file, or a value too large: {_line(error)}; mend the log"
+            ) from error
         raise  # a defect in an expression
     finally:
         connection.disconnect()
@@ -64,10 +66,10 @@ def read_log(connection: ibis.BaseBackend, log: LogFiles, scratch: Path) -> ir.T
     read = connection.read_parquet([_escape_glob(file) for file in files], **options)
     rows = connection.con.table(read.get_name())
     columns = [
-        duckdb.ColumnExpression(name).cast(_KNOWN_TYPES.get(str(kind), kind)).alias(name)
+        f"{_quote(name)}::{_KNOWN_TYPES.get(str(kind), kind)} AS {_quote(name)}"
         for name, kind in zip(rows.columns, rows.types, strict=True)
     ]
-    rows.project(*columns).create_view("log")
+    rows.project(", ".join(columns)).create_view("log")
     return connection.table("log")
 
 
@@ -75,6 +77,10 @@ def stream(connection: ibis.BaseBackend, table: ir.Table) -> pa.RecordBatchReade
     """Returns the rows of a table expression as a stream of record batches, in the table's order."""
     # Ibis's own to_pyarrow_batches calls a method that DuckDB 2 no longer has; the Arrow stream protocol stays.
     return pa.RecordBatchReader.from_stream(connection.con.sql(connection.compile(table)))
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _escape_glob(file: Path) -> str:
