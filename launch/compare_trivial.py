@@ -15,9 +15,14 @@ from mean_jax.data.store import Store
 from mean_jax.data.tables import missing_column
 from mean_jax.evaluation.metrics import point_metrics
 
-_DATA = flags.DEFINE_string("data", None, "Training store.", required=True)
-_EVALUATION = flags.DEFINE_string("evaluation", None, "Output folder of mean-jax-evaluate on it.", required=True)
-_SPEND_COLUMN = flags.DEFINE_string("spend_column", "amount_sum", "Feature with the spend so far, in currency.")
+_FLAGS = flags.FlagValues()  # of this command alone
+_DATA = flags.DEFINE_string("data", None, "Training store.", required=True, flag_values=_FLAGS)
+_EVALUATION = flags.DEFINE_string(
+    "evaluation", None, "Output folder of mean-jax-evaluate on it.", required=True, flag_values=_FLAGS
+)
+_SPEND_COLUMN = flags.DEFINE_string(
+    "spend_column", "amount_sum", "Feature with the spend so far, in currency.", flag_values=_FLAGS
+)
 _METRICS = ("gini", "spearman", "auc", "bias", "mae", "decile_mape", "percentile_mape")
 
 
@@ -53,4 +58,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(_main)
+    common.run(_main, flag_values=_FLAGS)

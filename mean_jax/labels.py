@@ -61,13 +61,13 @@ def make_targets(labels_BxK: Array, constants: LabelConstants, mask_B: Array, co
     return Targets(scaled_BxK, bucket_BxK.astype(jnp.int32), mask_BxK)
 
 
-def to_currency(scaled: np.ndarray, scale: np.ndarray, config: LabelConfig) -> np.ndarray:
+def to_currency(scaled: np.ndarray, scale: np.ndarray | np.float64, config: LabelConfig) -> np.ndarray:
     """Returns predictions of the training scale in currency, float64, not clipped: a negative one stays negative."""
     transformed = np.asarray(scaled, np.float64) * np.asarray(scale, np.float64)
     return np.sign(transformed) * np.expm1(np.abs(transformed)) if config.transform == "log1p" else transformed
 
 
-def to_scaled(raw: np.ndarray, scale: np.ndarray, config: LabelConfig) -> np.ndarray:
+def to_scaled(raw: np.ndarray, scale: np.ndarray | np.float64, config: LabelConfig) -> np.ndarray:
     """Returns labels in currency on the training scale, float64, truncated at the cap."""
     raw = np.asarray(raw, np.float64)
     transformed = np.log1p(raw) if config.transform == "log1p" else raw

@@ -21,6 +21,7 @@ import optax
 
 from mean_jax import config as config_lib
 from mean_jax.config import Config
+from mean_jax.data.schema import FILE_NAME as SCHEMA_NAME
 from mean_jax.data.schema import Schema
 from mean_jax.data.transform import Transform
 from mean_jax.errors import UserError
@@ -146,19 +147,21 @@ def is_finished(folder: Path) -> bool:
     return (folder / RUN_NAME).is_file()
 
 
-def seal(folder: Path, step: int, variables: Variables, calibrations: tuple[HorizonCalibration, ...]) -> None:
-    """Writes the calibrations and marks the run as finished.
-
-    The identity is a hash of all that decides a score, so two runs that score alike have the same one.
-    """
-    content = {"horizons": [calibration.to_dict() for calibration in calibrations]}
-    write_json(folder / CALIBRATION_NAME, CALIBRATION_KIND, CALIBRATION_VERSION, content)
+def _identity(folder: Path, variables: Variables) -> str:
+    """Returns a hash of all that decides a score, so two runs that score alike have the same one."""
     digest = hashlib.sha256()
-    for name in (CONFIG_NAME, TRANSFORM_NAME, CALIBRATION_NAME):
+    for name in (CONFIG_NAME, SCHEMA_NAME, TRANSFORM_NAME, CALIBRATION_NAME):
         digest.update((folder / name).read_bytes())
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
-    write_json(folder / RUN_NAME, RUN_KIND, RUN_VERSION, {"identity": digest.hexdigest()[:16], "best": step})
+    return digest.hexdigest()[:16]
+
+
+def seal(folder: Path, step: int, variables: Variables, calibrations: tuple[HorizonCalibration, ...]) -> None:
+    """Writes the calibrations and marks the run as finished."""
+    content = {"horizons": [calibration.to_dict() for calibration in calibrations]}
+    write_json(folder / CALIBRATION_NAME, CALIBRATION_KIND, CALIBRATION_VERSION, content)
+    write_json(folder / RUN_NAME, RUN_KIND, RUN_VERSION, {"identity": _identity(folder, variables), "best": step})
 
 
 def load_run(folder: str | Path, flag: str = "--workdir") -> Run:
@@ -180,4 +183,6 @@ def load_run(folder: str | Path, flag: str = "--workdir") -> Run:
     variables = checkpoints.load(folder / BEST, sealed["best"], abstract)
     content = read_json(folder / CALIBRATION_NAME, CALIBRATION_KIND, CALIBRATION_VERSION)
     calibrations = tuple(HorizonCalibration.from_dict(item) for item in content["horizons"])
+    if _identity(folder, variables) != sealed["identity"]:
+        raise UserError(f"{flag}: {folder} mixes files of several runs; copy the whole folder again")
     return Run(folder, sealed["identity"], program, variables, calibrations)

@@ -5,7 +5,6 @@ import datetime
 import errno
 import gzip
 from pathlib import Path
-import subprocess
 import sys
 from typing import Any
 
@@ -285,11 +284,13 @@ def test_too_little_memory_is_one_line(command: Command, tmp_path: Path) -> None
     assert "--memory_limit" in fails(command, tmp_path, *arguments, "--observation_days=1")
 
 
-def test_help_explains_every_flag() -> None:
-    """In a process of its own: help belongs to the program's main module."""
-    program = "import sys; sys.argv = ['mean-jax-features', '--help']; from mean_jax.cli.features import main; main()"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+def test_help_explains_every_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["mean-jax-features", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    text = capsys.readouterr().out
     for flag in ("transactions", "output", "backend", "exclude", "as_of", "[no]net", "sub_windows", "memory_limit"):
-        assert f"--{flag}: " in result.stdout
+        assert f"--{flag}: " in text
     for default in ("customer_id", "timestamp", "amount", "duckdb", "90", "30,90,180,365", "true", "3"):
-        assert f"(default: '{default}')" in result.stdout
+        assert f"(default: '{default}')" in text

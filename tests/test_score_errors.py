@@ -184,7 +184,6 @@ def test_an_unfinished_run(few, refused, run_copy):
 
 
 JSON_FILES = ("config.json", "schema.json", "transform.json", "calibration.json", "run.json", "checkpoints/best-*.json")
-CHECKPOINT_FILES = ("checkpoints/best/*/_CHECKPOINT_METADATA", "checkpoints/best/*/state/d/*")
 
 
 def one_file(run: Path, pattern: str) -> Path:

@@ -21,14 +21,22 @@ from mean_jax.models import MODEL_CONFIGS
 from mean_jax.run import Program
 from mean_jax.training.loop import train
 
-_CUSTOMERS = flags.DEFINE_string("customers", None, "CDNOW customer table of mean-jax-features.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for stores, runs and evaluations; kept.", required=True)
-_CONFIG = flags.DEFINE_string("config", "mean", "Config of the model.")
-_NUM_SEEDS = flags.DEFINE_integer("num_seeds", 5, "Seeds of the model on the first split.", lower_bound=2)
+_FLAGS = flags.FlagValues()  # of this command alone
+_CUSTOMERS = flags.DEFINE_string(
+    "customers", None, "CDNOW customer table of mean-jax-features.", required=True, flag_values=_FLAGS
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for stores, runs and evaluations; kept.", required=True, flag_values=_FLAGS
+)
+_CONFIG = flags.DEFINE_string("config", "mean", "Config of the model.", flag_values=_FLAGS)
+_NUM_SEEDS = flags.DEFINE_integer(
+    "num_seeds", 5, "Seeds of the model on the first split.", lower_bound=2, flag_values=_FLAGS
+)
 _SPLIT_SEEDS = flags.DEFINE_list(
     "split_seeds",
     ["26", "0", "1", "2", "3", "4", "5", "6", "7"],
     "Split seeds; the first one is that of the quickstart.",
+    flag_values=_FLAGS,
 )
 _METRICS = (
     "gini", "gini_raw", "spearman", "auc", "bias", "mae", "rmse", "mutual_gini", "decile_mape", "percentile_mape",
@@ -97,4 +105,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(_main)
+    common.run(_main, flag_values=_FLAGS)

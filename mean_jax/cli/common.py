@@ -51,7 +51,7 @@ def run(
     """
     argv = sys.argv if argv is None else argv
     module = sys.modules[main.__module__]
-    if "--help" in argv[1:]:
+    if {"--help", "-help", "-h"} & set(argv[1:]):
         print(f"{module.__doc__}{flag_values.module_help(module)}\n")
         sys.exit(0)
     logging.set_verbosity(logging.WARNING)  # absl's log is the libraries'; ours is mean_jax.log
@@ -65,6 +65,7 @@ def run(
         fail(error)
     except OSError as error:
         fail(_os_error_line(error))
-    finally:
-        log.LOGGER.handlers.clear()  # a second call in one process writes to the standard error of then
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     sys.exit(0)

@@ -7,21 +7,37 @@ from absl import flags
 from mean_jax.cli import common
 from mean_jax.log import LOGGER
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Finished run folder of mean-jax-train.", required=True)
+_FLAGS = flags.FlagValues()  # of this command alone
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Finished run folder of mean-jax-train.", required=True, flag_values=_FLAGS
+)
 _DATA = flags.DEFINE_string(
-    "data", None, "Training store, or a labelled customer table (Parquet, CSV, folder or glob).", required=True
+    "data",
+    None,
+    "Training store, or a labelled customer table (Parquet, CSV, folder or glob).",
+    required=True,
+    flag_values=_FLAGS,
 )
 _SPLIT = flags.DEFINE_enum(
     "split",
     "test",
     ["train", "validation", "test", "all"],
     "Rows to evaluate; of a customer table they are found by the hash of the id, all is for tables only.",
+    flag_values=_FLAGS,
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for metrics.json, bins.parquet, seeds.parquet and report.html.", required=True
+    "output",
+    None,
+    "Folder for metrics.json, bins.parquet, seeds.parquet and report.html.",
+    required=True,
+    flag_values=_FLAGS,
 )
 _NUM_RESAMPLES = flags.DEFINE_integer(
-    "num_resamples", 200, "Bootstrap resamples of the rows behind each 95 % interval.", lower_bound=2
+    "num_resamples",
+    200,
+    "Bootstrap resamples of the rows behind each 95 % interval.",
+    lower_bound=2,
+    flag_values=_FLAGS,
 )
 
 
@@ -37,7 +53,7 @@ def _main() -> None:
 
 
 def main() -> None:
-    common.run(_main)
+    common.run(_main, flag_values=_FLAGS)
 
 
 if __name__ == "__main__":

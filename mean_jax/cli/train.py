@@ -9,15 +9,23 @@ from mean_jax.cli import common
 from mean_jax.config import load_config, parse_config
 from mean_jax.log import LOGGER
 
+_FLAGS = flags.FlagValues()  # of this command alone
 _CONFIG = flags.DEFINE_string(
     "config",
     "mean",
     "Config file, or the name of one that comes with mean-jax (mean). "
     "--config.SECTION.FIELD=VALUE overrides a field, e.g. --config.train.learning_rate=3e-4.",
+    flag_values=_FLAGS,
 )
-_DATA = flags.DEFINE_string("data", None, "Training store that mean-jax-prepare wrote.", required=True)
+_DATA = flags.DEFINE_string(
+    "data", None, "Training store that mean-jax-prepare wrote.", required=True, flag_values=_FLAGS
+)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Run folder to make, or to go on with where an earlier call stopped.", required=True
+    "workdir",
+    None,
+    "Run folder to make, or to go on with where an earlier call stopped.",
+    required=True,
+    flag_values=_FLAGS,
 )
 
 
@@ -38,7 +46,7 @@ def main() -> None:
     prefix = "--config."
     overrides = [argument.removeprefix(prefix) for argument in sys.argv[1:] if argument.startswith(prefix)]
     rest = [argument for argument in sys.argv if not argument.startswith(prefix)]
-    common.run(lambda: _main(overrides), rest)
+    common.run(lambda: _main(overrides), rest, _FLAGS)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import difflib
-import glob
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from mean_jax.errors import UserError
+from mean_jax.inputs import find_files, is_csv
 
 ROWS_PER_BATCH = 16384
-_PARQUET_SUFFIXES = (".parquet", ".pq")
-_CSV_SUFFIXES = (".csv", ".csv.gz")
-_PARQUET_MAGIC = b"PAR1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +38,7 @@ class TableSource:
     """The files of one input, all of the same schema."""
 
     files: tuple[Path, ...]
+    is_csv: bool
     schema: pa.Schema
     column_types: Mapping[str, pa.DataType]
 
@@ -54,63 +52,48 @@ class TableSource:
         for file in self.files:
             first_row = 0
             try:
-                for batch in _file_batches(file, names, self.column_types):
+                for batch in self._batches(file, names):
                     if batch.num_rows:
                         yield Rows(batch, file, first_row)
                     first_row += batch.num_rows
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{file}: cannot be read, mend or replace it: {error}") from error
 
-
-def _file_batches(file: Path, columns: list[str] | None, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    if _is_parquet(file):
-        with pq.ParquetFile(file, memory_map=True) as parquet:
-            yield from parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns)
-    else:
-        convert = pa_csv.ConvertOptions(include_columns=columns, column_types=types, strings_can_be_null=True)
-        with pa_csv.open_csv(file, convert_options=convert) as reader:
-            for batch in reader:
-                for start in range(0, batch.num_rows, ROWS_PER_BATCH):
-                    yield batch.slice(start, ROWS_PER_BATCH)
-
-
-def _is_parquet(file: Path) -> bool:
-    return file.name.endswith(_PARQUET_SUFFIXES)
+    def _batches(self, file: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        if self.is_csv:
+            convert = pa_csv.ConvertOptions(
+                include_columns=columns, column_types=self.column_types, strings_can_be_null=True
+            )
+            with pa_csv.open_csv(file, convert_options=convert) as reader:
+                for batch in reader:
+                    for start in range(0, batch.num_rows, ROWS_PER_BATCH):
+                        yield batch.slice(start, ROWS_PER_BATCH)
+        else:
+            with pq.ParquetFile(file, memory_map=True) as parquet:
+                for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
+                    yield batch.cast(without_views(batch.schema))
 
 
-def _find_files(path: str, flag: str) -> list[Path]:
-    if path and Path(path).is_dir():
-        names = sorted(file for file in Path(path).iterdir() if file.is_file() and file.name[0] not in "._")
-        names = [file for file in names if file.name.endswith(_PARQUET_SUFFIXES + _CSV_SUFFIXES)]
-        if not names:
-            raise UserError(f"{flag}: folder {path} holds no .parquet or .csv file")
-        return names
-    if Path(path).is_file():
-        return [Path(path)]
-    matches = sorted(Path(match) for match in glob.glob(path, recursive=True) if Path(match).is_file())
-    if not matches:
-        raise UserError(f"{flag}: {path} does not exist; give a Parquet or CSV file, a folder or a glob")
-    return matches
+def without_views(table: pa.Schema) -> pa.Schema:
+    """Returns the schema with large strings for string views (as Polars gives them), which few kernels know."""
+
+    def plain(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_dictionary(kind):
+            return pa.dictionary(kind.index_type, plain(kind.value_type), kind.ordered)
+        return pa.large_string() if pa.types.is_string_view(kind) else kind
+
+    return pa.schema([field.with_type(plain(field.type)) for field in table])
 
 
-def _file_schema(file: Path, types: Mapping[str, pa.DataType]) -> pa.Schema:
-    if file.stat().st_size == 0:
-        raise UserError(f"{file}: is empty; expected a Parquet or CSV table")
-    with open(file, "rb") as content:
-        has_magic = content.read(4) == _PARQUET_MAGIC
-    if not file.name.endswith(_PARQUET_SUFFIXES + _CSV_SUFFIXES):
-        raise UserError(f"{file}: neither Parquet nor CSV; name it .parquet or .csv")
-    if _is_parquet(file) != has_magic:
-        raise UserError(f"{file}: not a {'Parquet' if _is_parquet(file) else 'CSV'} file, whatever its name says")
+def _file_schema(file: Path, types: Mapping[str, pa.DataType], is_text: bool) -> pa.Schema:
     try:
-        if _is_parquet(file):
-            return pq.read_schema(file)
-        with pa_csv.open_csv(
-            file, convert_options=pa_csv.ConvertOptions(column_types=types, strings_can_be_null=True)
-        ) as reader:
+        if not is_text:
+            return without_views(pq.read_schema(file))
+        convert = pa_csv.ConvertOptions(column_types=types, strings_can_be_null=True)
+        with pa_csv.open_csv(file, convert_options=convert) as reader:
             return reader.schema
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a readable {'Parquet' if _is_parquet(file) else 'CSV'} file: {error}") from error
+        raise UserError(f"{file}: not a readable {'CSV' if is_text else 'Parquet'} file: {error}") from error
 
 
 def open_tables(path: str, flag: str, column_types: Mapping[str, pa.DataType] | None = None) -> TableSource:
@@ -125,22 +108,23 @@ def open_tables(path: str, flag: str, column_types: Mapping[str, pa.DataType] | 
       UserError: nothing there, an empty or unreadable file, a column name twice, or files of different schemas.
     """
     types = dict(column_types or {})
-    files = _find_files(path, flag)
-    schema = _file_schema(files[0], types)
+    files = find_files(path, flag)
+    is_text = is_csv(files[0], flag)
+    schema = _file_schema(files[0], types, is_text)
     for name in schema.names:
         if schema.names.count(name) > 1:
             raise UserError(f"{files[0]}: column {name} stands there {schema.names.count(name)} times; rename one")
     for file in files[1:]:
-        if _is_parquet(file) != _is_parquet(files[0]):
+        if is_csv(file, flag) != is_text:
             raise UserError(f"{flag}: {files[0]} and {file} are of two formats; give Parquet or CSV files, not both")
-        other = _file_schema(file, types)
+        other = _file_schema(file, types, is_text)
         differing = set(other.names) ^ set(schema.names)
-        if not differing and _is_parquet(file):  # the types of CSV columns are guesses from the first rows
+        if not differing and not is_text:  # the types of CSV columns are guesses from the first rows
             differing = {name for name in schema.names if other.field(name).type != schema.field(name).type}
         if differing:
             column = min(differing)
             raise UserError(f"{file} and {files[0]} differ in column {column}; all files of {flag} need one schema")
-    return TableSource(tuple(files), schema, types)
+    return TableSource(tuple(files), is_text, schema, types)
 
 
 def missing_column(name: str, flag: str, available: Iterable[str], where: object) -> UserError:

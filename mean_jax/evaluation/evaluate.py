@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mean_jax.data.ids import count_unique_ids
 from mean_jax.data.labelled import LabelledReader
 from mean_jax.data.store import SPLITS, Store, is_store
 from mean_jax.data.tables import missing_column, open_tables
@@ -76,6 +77,7 @@ def _table_words(path: str, split: str, program: Program) -> Iterator[np.ndarray
     for name in needed:
         if name not in source.schema.names:
             raise missing_column(name, "the run needs it", source.schema.names, path)
+    count_unique_ids(source, schema.id_name, "--data")
     if split == ALL:
         schema = dataclasses.replace(schema, split_column=None)
     encoder = RowEncoder(schema, program.transform)

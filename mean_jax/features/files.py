@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import glob
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,12 +10,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from mean_jax.errors import UserError
+from mean_jax.inputs import find_files, is_csv
 
-_PARQUET_SUFFIXES = (".parquet", ".pq")
-_CSV_SUFFIXES = (".csv", ".csv.gz")
-_PARQUET_MAGIC = b"PAR1"
-_GZIP_MAGIC = b"\x1f\x8b"
-_SNIFF_BYTES = 1 << 16
 FLAG = "--transactions"
 
 
@@ -36,8 +31,8 @@ def open_log(path: str) -> LogFiles:
       UserError: nothing there, an empty file, a file neither Parquet nor CSV, both kinds together, or a column name
         that stands twice in a file (names that differ by case only count as the same, as in SQL).
     """
-    files = _find_files(path)
-    kinds = {file: _is_csv(file) for file in files}
+    files = find_files(path, FLAG)
+    kinds = {file: is_csv(file, FLAG) for file in files}
     if len(set(kinds.values())) > 1:
         raise UserError(f"{FLAG}: {path} holds both Parquet and CSV files; give one kind")
     for file in files:
@@ -75,41 +70,6 @@ def _reading(file: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's or the permissions' fault, not the content's
         raise UserError(f"{FLAG}: {file} cannot be read as Parquet or CSV: {error}; mend or remove it") from error
-
-
-def _find_files(path: str) -> list[Path]:
-    if Path(path).is_file():
-        return [Path(path)]
-    if Path(path).is_dir():
-        files = [file for file in sorted(Path(path).rglob("*")) if _is_data_file(file.relative_to(path), file)]
-        if not files:
-            raise UserError(f"{FLAG}: folder {path} holds no .parquet or .csv file")
-        return files
-    files = sorted(Path(match) for match in glob.glob(path, recursive=True) if Path(match).is_file())
-    if not files:
-        raise UserError(f"{FLAG}: {path} does not exist; give a Parquet or CSV file, a folder or a glob")
-    return files
-
-
-def _is_data_file(relative: Path, file: Path) -> bool:
-    """Leaves out what programs keep beside their parts: _SUCCESS, .crc, temporary folders."""
-    is_hidden = any(part[0] in "._" for part in relative.parts)
-    return not is_hidden and file.name.endswith(_PARQUET_SUFFIXES + _CSV_SUFFIXES) and file.is_file()
-
-
-def _is_csv(file: Path) -> bool:
-    with open(file, "rb") as content:
-        start = content.read(_SNIFF_BYTES)
-    if not start:
-        raise UserError(f"{FLAG}: {file} is empty; remove it or give a log with rows")
-    if start.startswith(_PARQUET_MAGIC):
-        return False
-    if file.name.endswith(_PARQUET_SUFFIXES):
-        raise UserError(f"{FLAG}: {file} is not a Parquet file, whatever its name says; write it again")
-    is_zipped_csv = file.name.endswith(".gz") and start.startswith(_GZIP_MAGIC)
-    if b"\0" in start and not is_zipped_csv:
-        raise UserError(f"{FLAG}: {file} is neither Parquet nor CSV; export the log as one of them")
-    return True
 
 
 def _check_names(file: Path, names: list[str]) -> None:

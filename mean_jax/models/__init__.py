@@ -1,10 +1,12 @@
 """The models by the name that `config.model.name` gives."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from flax import linen as nn
 
 from mean_jax.models.mean import Mean, MeanConfig
+
+Model: TypeAlias = nn.Module  # with the methods that ModelDefinition names
 
 
 class ModelDefinition(NamedTuple):

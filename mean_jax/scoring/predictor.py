@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mean_jax.data.ids import require_ids
-from mean_jax.data.tables import missing_column
+from mean_jax.data.tables import missing_column, without_views
 from mean_jax.data.transform import RowEncoder
 from mean_jax.errors import UserError
 from mean_jax.run import PERCENTILE_LEVELS, Run, load_run
@@ -64,7 +64,8 @@ class Predictor:
         self.check_columns(table.column_names, "the table")
         if not len(table):
             raise UserError("the table has no rows")
-        batch = table.select(names).combine_chunks().to_batches()[0]
+        table = table.select(names)
+        batch = table.cast(without_views(table.schema)).combine_chunks().to_batches()[0]
         self._check_ids(batch.column(self.id_column))
         return pa.Table.from_batches([self.score(batch, _in_a_table)])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -86,6 +87,12 @@ def _predict_rows(program: Program, variables: Variables, rows: SplitRows, max_r
     return _Predicted(np.concatenate([scaled for scaled, _ in parts], axis=1), labels_VxT)
 
 
+def _fit_one(label_V: np.ndarray, total: float, raw_V: np.ndarray, train_raw_V: np.ndarray) -> Calibration:
+    """Returns the calibration fitted on validation rows, scaled so that all predictions sum to `total`."""
+    calibration = fit_calibration(raw_V, label_V)
+    return calibration.scaled(total / (calibration(raw_V).sum() + calibration(train_raw_V).sum()))
+
+
 def fit_calibrations(
     program: Program, variables: Variables, validation: SplitRows, train: SplitRows
 ) -> tuple[HorizonCalibration, ...]:
@@ -104,12 +111,9 @@ def fit_calibrations(
         train_raw_SxV, train_label_V = on_train.known(program, horizon)
         total = label_V.sum() + train_label_V.sum()
 
-        def fitted(raw_V: np.ndarray, train_raw_V: np.ndarray, label_V=label_V, total=total) -> Calibration:
-            calibration = fit_calibration(raw_V, label_V)
-            return calibration.scaled(total / (calibration(raw_V).sum() + calibration(train_raw_V).sum()))
-
-        seeds = tuple(fitted(*pair) for pair in zip(raw_SxV, train_raw_SxV, strict=True))
-        ensemble = fitted(raw_SxV.mean(axis=0), train_raw_SxV.mean(axis=0))
+        fit_one = functools.partial(_fit_one, label_V, total)
+        seeds = tuple(fit_one(*pair) for pair in zip(raw_SxV, train_raw_SxV, strict=True))
+        ensemble = fit_one(raw_SxV.mean(axis=0), train_raw_SxV.mean(axis=0))
         all_raw_V = seed_predictions(program, on_validation.scaled_RxVxK, horizon).mean(axis=0)
         calibrations.append(HorizonCalibration(ensemble, seeds, np.percentile(all_raw_V, PERCENTILE_LEVELS)))
     return tuple(calibrations)

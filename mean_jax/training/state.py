@@ -5,12 +5,12 @@ A replica is a model of its own with its own seed and horizons. All of them trai
 
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from mean_jax.labels import LabelConstants
+from mean_jax.models import Model
 from mean_jax.types import Array, RowLayout
 
 
@@ -57,7 +57,7 @@ def plan_replicas(num_horizons: int, seed: int, num_seeds: int, multi_task: bool
 
 
 def init_state(
-    model: nn.Module,
+    model: Model,
     optimizer: optax.GradientTransformation,
     specs: tuple[ReplicaSpec, ...],
     constants: LabelConstants,

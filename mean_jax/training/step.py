@@ -4,13 +4,13 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from mean_jax.config import LabelConfig
 from mean_jax.labels import LabelConstants, make_targets
+from mean_jax.models import Model
 from mean_jax.training.state import Replica, TrainState, Variables
 from mean_jax.types import Array, Batch, RowLayout, Targets
 
@@ -22,7 +22,7 @@ def _targets(batch: Batch, horizons_K: Array, labels: LabelConstants, config: La
 
 
 def replica_step(
-    model: nn.Module,
+    model: Model,
     optimizer: optax.GradientTransformation,
     label_config: LabelConfig,
     step: Array,
@@ -54,7 +54,7 @@ def replica_step(
 
 
 def train_step(
-    model: nn.Module,
+    model: Model,
     optimizer: optax.GradientTransformation,
     label_config: LabelConfig,
     state: TrainState,
@@ -67,7 +67,7 @@ def train_step(
 
 
 def make_dispatch(
-    model: nn.Module,
+    model: Model,
     optimizer: optax.GradientTransformation,
     label_config: LabelConfig,
     layout: RowLayout,
@@ -114,7 +114,7 @@ def end_epoch(state: TrainState, metric_R: Array, epoch: Array, patience: int) -
 
 
 def make_predict(
-    model: nn.Module, layout: RowLayout, with_diagnostics: bool = False
+    model: Model, layout: RowLayout, with_diagnostics: bool = False
 ) -> Callable[[Variables, Array, Array], dict[str, jax.Array]]:
     """Returns the jitted (variables of R replicas, words_BxW, mask_B) -> predictions.
 
@@ -139,7 +139,7 @@ def make_predict(
 
 
 def make_validate(
-    model: nn.Module, label_config: LabelConfig, layout: RowLayout
+    model: Model, label_config: LabelConfig, layout: RowLayout
 ) -> Callable[[TrainState, Array, Array], tuple[jax.Array, Metrics, jax.Array]]:
     """Returns the jitted (state, words_BxW, mask_B) -> (scaled_RxBxK, sums of each loss term [R], label counts [R]).
 
