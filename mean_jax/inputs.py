@@ -56,6 +56,6 @@ def is_csv(file: Path, flag: str) -> bool:
     if file.name.endswith(PARQUET_SUFFIXES):
         raise UserError(f"{flag}: {file} is not a Parquet file, whatever its name says; write it again")
     is_zipped_csv = file.name.endswith(".gz") and start.startswith(_GZIP_MAGIC)
-    if b"\0" in start and not is_zipped_csv:
-        raise UserError(f"{flag}: {file} is neither Parquet nor CSV; export the table as one of them")
+    if not file.name.endswith(CSV_SUFFIXES) or (b"\0" in start and not is_zipped_csv):
+        raise UserError(f"{flag}: {file} is neither Parquet nor CSV; export the table as .parquet or .csv")
     return True

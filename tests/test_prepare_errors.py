@@ -54,9 +54,9 @@ def test_input_that_is_no_table(refused, tmp_path):
     (tmp_path / "header.csv").write_text("customer_id,spend,cltv_30,cltv_365\n")
     (tmp_path / "text.parquet").write_text("text")
     refused(tmp_path / "no.parquet", r"--input: .*no\.parquet does not exist; give a Parquet or CSV file")
-    refused(tmp_path / "empty.csv", r"empty\.csv: is empty; expected a Parquet or CSV table")
+    refused(tmp_path / "empty.csv", r"empty\.csv is empty; remove it or give a table with rows")
     refused(tmp_path / "header.csv", r"header\.csv: has no rows")
-    refused(tmp_path / "text.parquet", r"text\.parquet: not a Parquet file")
+    refused(tmp_path / "text.parquet", r"text\.parquet is not a Parquet file")
 
 
 def test_a_table_without_rows(refused, table):

@@ -88,18 +88,18 @@ def test_nothing_there(tmp_path):
 
 def test_an_empty_file(tmp_path):
     (tmp_path / "a.csv").write_text("")
-    check_refused(tmp_path / "a.csv", r"a\.csv: is empty; expected a Parquet or CSV table")
+    check_refused(tmp_path / "a.csv", r"a\.csv is empty; remove it or give a table with rows")
 
 
 def test_neither_parquet_nor_csv(tmp_path, folder):
     (tmp_path / "a.txt").write_text("id,spend\n1,2\n")
     (tmp_path / "a.parquet").write_text("id,spend\n1,2\n")
-    (tmp_path / "a.csv").write_bytes((folder / "part-0.parquet").read_bytes())
+    (tmp_path / "a.csv").write_bytes(bytes(range(256)))
     (tmp_path / "b.csv").write_text("id,spend\n1,2\n", encoding="utf-16")
-    check_refused(tmp_path / "a.txt", r"a\.txt: neither Parquet nor CSV; name it \.parquet or \.csv")
-    check_refused(tmp_path / "a.parquet", r"a\.parquet: not a Parquet file, whatever its name says")
-    check_refused(tmp_path / "a.csv", r"a\.csv: not a CSV file, whatever its name says")
-    check_refused(tmp_path / "b.csv", r"b\.csv: not a readable CSV file")
+    check_refused(tmp_path / "a.txt", r"a\.txt is neither Parquet nor CSV; export the table as \.parquet or \.csv")
+    check_refused(tmp_path / "a.parquet", r"a\.parquet is not a Parquet file, whatever its name says")
+    check_refused(tmp_path / "a.csv", r"a\.csv is neither Parquet nor CSV")
+    check_refused(tmp_path / "b.csv", r"b\.csv is neither Parquet nor CSV")
 
 
 def test_a_cut_parquet_file(folder):
