@@ -270,3 +270,11 @@ def test_a_terminated_prepare_leaves_nothing(table_path, tmp_path):
     ended = subprocess.run([sys.executable, "-c", program, *arguments], env=os.environ, check=False)
     assert ended.returncode == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_label_unknown_in_the_whole_validation_split(refused, table):
+    part = np.array(["train", "validation", "test"])[np.arange(1000) % 3]
+    label = table["cltv_365"].to_numpy().copy()
+    label[part == "validation"] = np.nan
+    unknown = replaced(table, part=pa.array(part), cltv_365=pa.array(label, from_pandas=True))
+    refused(unknown, r"--label_columns: cltv_365 has no value in the validation split", "--split_column=part")

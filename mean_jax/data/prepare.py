@@ -62,10 +62,13 @@ def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where:
     statistics = Statistics(schema)
     rows_per_split = np.zeros(len(SPLITS), np.int64)
     num_unlabelled = 0
+    known_in_validation_T = np.zeros(len(schema.labels), np.int64)
     for rows, hashes_B, split_B, labels_BxT in reader("fit"):
         has_label_B = ~np.isnan(labels_BxT).all(axis=1)
         num_unlabelled += int((~has_label_B).sum())
         rows_per_split += np.bincount(split_B[has_label_B], minlength=len(SPLITS))
+        is_validation_B = split_B == SPLITS.index("validation")
+        known_in_validation_T += (~np.isnan(labels_BxT[is_validation_B])).sum(axis=0)
         is_train_B = has_label_B & (split_B == SPLITS.index("train"))
         train = rows.batch.filter(pa.array(is_train_B))
         texts = [category_texts(train.column(name), name) for name in schema.categorical]
@@ -76,6 +79,9 @@ def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where:
         if count == 0:
             mend = f"column {options.split_column}" if options.split_column else "--split or the number of rows"
             raise UserError(f"{where}: the {split} split has no rows with a known label; change {mend}")
+    for label, count in zip(schema.labels, known_in_validation_T, strict=True):
+        if count == 0:
+            raise UserError(f"--label_columns: {label} has no value in the validation split; leave it out")
     return _Fitted(statistics.fit(options.min_category_count), rows_per_split, num_unlabelled)
 
 
