@@ -4,6 +4,7 @@ Covers the defaults of `MeanConfig` for one horizon and numeric features in the 
 """
 
 from collections.abc import Mapping
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from mean_jax.types import EncoderConstants
 
 
 def _mlp(sizes: tuple[int, ...]) -> nn.Sequential:
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
+    pairs = itertools.pairwise(sizes)
     return nn.Sequential(*(layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())))
 
 

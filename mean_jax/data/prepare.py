@@ -79,10 +79,11 @@ def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where:
         if count == 0:
             mend = f"column {options.split_column}" if options.split_column else "--split or the number of rows"
             raise UserError(f"{where}: the {split} split has no rows with a known label; change {mend}")
+    transform = statistics.fit(options.min_category_count)
     for label, count in zip(schema.labels, known_in_validation_T, strict=True):
         if count == 0:
             raise UserError(f"--label_columns: {label} has no value in the validation split; leave it out")
-    return _Fitted(statistics.fit(options.min_category_count), rows_per_split, num_unlabelled)
+    return _Fitted(transform, rows_per_split, num_unlabelled)
 
 
 class _Spill:
