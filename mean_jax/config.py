@@ -77,6 +77,8 @@ class TrainConfig:
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "a positive number")
         for name in ("batch_size", "max_epochs", "patience", "num_seeds", "steps_per_dispatch"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
+        last_seed = self.seed + self.num_seeds - 1
+        require(last_seed < 2**31, "train.seed", self.seed, "less than 2 ** 31 for the last of the seeds")
         for name in ("seed", "checkpoint_every_steps"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
 

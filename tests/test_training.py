@@ -226,3 +226,64 @@ def test_variants_train_evaluate_and_score(overrides, store_path, table, tmp_pat
     scores = load(run).predict(table.slice(0, 10))
     assert ("cltv_30_buckets" in scores.column_names) == ("model.dam=False" not in overrides)
     assert np.isfinite(scores["cltv_30"].to_numpy()).all() and (scores["cltv_365"].to_numpy() >= 0).all()
+
+
+def unseal(run, name):
+    """Leaves the newest checkpoint as a process does that is killed before it is sealed."""
+    step = checkpoints.sealed_steps(run / name)[0]
+    (run / name).with_name(f"{(run / name).name}-{step}.json").unlink()
+
+
+def spoil(run, name):
+    """Flips a bit in the newest checkpoint."""
+    step = checkpoints.sealed_steps(run / name)[0]
+    target = max((run / name / str(step)).rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(target.read_bytes())
+    content[len(content) // 2] ^= 1
+    target.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [unseal, spoil])
+@pytest.mark.parametrize("name", [LATEST, BEST])
+def test_a_run_killed_around_a_checkpoint_goes_on(harm, name, whole_run, store_path, tmp_path):
+    """The step of the harmed checkpoint is reached and saved again."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    for file in ("run.json", "calibration.json"):
+        (run / file).unlink()
+    harm(run, name)
+    assert train_tiny(store_path, run)
+    assert load_run(run).identity == load_run(whole_run).identity
+
+
+def test_a_run_killed_while_its_folder_was_made_begins_again(store_path, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.json.0123456789ab.tmp").write_text("{")
+    assert train_tiny(store_path, run, "train.max_epochs=1")
+
+
+def test_a_full_disk_is_one_error_line(store_path, tmp_path, monkeypatch, call):
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write: [OS error 28: No space left on device]")
+
+    monkeypatch.setattr(checkpoints.ocp.training.Checkpointer, "save_async", full)
+    code, err = call(train_cli.main, *FLAGS, f"--data={store_path}", f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and "no space left" in one_error_line(err)
+
+
+def test_a_prediction_that_is_not_finite_stops_the_run(store_path, tmp_path):
+    """One step per epoch: its loss is of the parameters before the step and still finite."""
+    with pytest.raises(UserError, match=r"(validation prediction|loss term \w+) of horizon \w+, seed 0 is not finite"):
+        train_tiny(
+            store_path, tmp_path / "run", "train.batch_size=512", "train.learning_rate=1e30", "train.max_epochs=2"
+        )
+
+
+def test_a_replica_that_diverges_after_it_was_stopped_harms_nobody(program, monkeypatch, store, tmp_path):
+    trainer = loop.Trainer(program, store, tmp_path / "run")
+    trainer._is_active_R = np.array([False, True])
+    state = program.init_state()
+    broken = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), state.replicas.variables)
+    values = trainer._validation_metrics(state._replace(replicas=state.replicas._replace(variables=broken)))
+    assert values[0] == {} and np.isfinite(values[1]["validation/gini"])

@@ -12,9 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mean_jax.config import Config
-from mean_jax.labels import LabelConstants
-from mean_jax.types import EncoderConstants
+from mean_jax.run import Program
 
 
 def _mlp(sizes: tuple[int, ...]) -> nn.Sequential:
@@ -25,11 +23,11 @@ def _mlp(sizes: tuple[int, ...]) -> nn.Sequential:
 class TorchMean(nn.Module):
     """The network and its loss (paper eq. 2-17)."""
 
-    def __init__(self, config: Config, encoder: EncoderConstants, labels: LabelConstants) -> None:
+    def __init__(self, program: Program) -> None:
         super().__init__()
-        model, self._num_buckets = config.model, config.labels.num_buckets
-        self._model = model
-        self._cap = config.labels.cap
+        model = self._model = program.config.model
+        self._num_buckets, self._cap = program.config.labels.num_buckets, program.config.labels.cap
+        encoder, labels = program.transform.encoder_constants(), program.label_constants
         constants = {
             "is_log": torch.from_numpy(encoder.is_log),
             "mean": torch.from_numpy(encoder.mean),
@@ -112,18 +110,23 @@ class TorchMean(nn.Module):
 
 
 class TorchTrainer:
-    """Train steps of the model with Adam on a dispatch of batches."""
+    """Train steps of the first horizon's model with Adam."""
 
-    def __init__(self, model: TorchMean, learning_rate: float, compiled: bool) -> None:
+    def __init__(self, program: Program, params: Mapping[str, Any], num_threads: int, compiled: bool) -> None:
+        """Starts from the Flax parameters `params` of one replica."""
+        torch.set_num_threads(num_threads)
+        model = TorchMean(program)
+        model.load(params)
+        self._num_features = len(program.schema.numeric)
         self._loss_fn = torch.compile(model) if compiled else model
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=program.config.train.learning_rate, fused=True)
 
-    def dispatch(self, words_SxBxW: torch.Tensor) -> float:
-        """Runs S steps and returns the mean loss; the last word of a row is its label."""
+    def dispatch(self, words_SxBxW: np.ndarray) -> float:
+        """Runs S steps and returns their mean loss."""
         losses = []
-        for words_BxW in words_SxBxW:
+        for words_BxW in torch.from_numpy(words_SxBxW):
             self._optimizer.zero_grad()
-            loss = self._loss_fn(words_BxW[:, :-1], words_BxW[:, -1])
+            loss = self._loss_fn(words_BxW[:, : self._num_features], words_BxW[:, self._num_features])
             loss.backward()
             self._optimizer.step()
             losses.append(loss.detach())

@@ -10,15 +10,22 @@ import numpy as np
 from mean_jax.config import EncoderConfig
 from mean_jax.types import Array, EncoderConstants
 
+# Standard deviations: no training value of a light-tailed or logged column comes near, but one absurd value at
+# scoring, a price in the wrong unit, would otherwise own the total of all predictions.
+MAX_STANDARDISED = 20.0
+
 
 def standardise(values_BxC: Array, constants: EncoderConstants) -> jax.Array:
-    """Returns (s(x) - mean) / std, s the signed log1p on heavy-tailed columns; a missing value gives 0."""
+    """Returns (s(x) - mean) / std, s the signed log1p on heavy-tailed columns, within MAX_STANDARDISED of 0.
+
+    A missing value gives 0.
+    """
     is_missing_BxC = jnp.isnan(values_BxC)
     known_BxC = jnp.where(is_missing_BxC, 0.0, values_BxC)
     logged_BxC = jnp.sign(known_BxC) * jnp.log1p(jnp.abs(known_BxC))
     chosen_BxC = jnp.where(constants.is_log[None], logged_BxC, known_BxC)
     scaled_BxC = (chosen_BxC - constants.mean[None]) * (1.0 / constants.std[None])
-    return jnp.where(is_missing_BxC, 0.0, scaled_BxC)
+    return jnp.where(is_missing_BxC, 0.0, jnp.clip(scaled_BxC, -MAX_STANDARDISED, MAX_STANDARDISED))
 
 
 def ple_intervals(knots_CxQ: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -31,7 +38,8 @@ def ple_intervals(knots_CxQ: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.
     columns, lows, widths, is_first = [], [], [], []
     for column, knots in enumerate(knots_CxQ):
         edges = np.unique(knots[levels])
-        edges = edges if len(edges) > 1 else np.array([edges[0], edges[0] + 1.0], np.float32)
+        if len(edges) == 1:  # wide enough to be told from zero in float32
+            edges = np.append(edges, edges[0] + max(1.0, abs(edges[0])))
         for index, (low, high) in enumerate(itertools.pairwise(edges)):
             columns.append(column)
             lows.append(low)

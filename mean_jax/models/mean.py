@@ -70,15 +70,17 @@ class DistributionAttention(nn.Module):
         init = nn.initializers.lecun_normal()
         query_HxH = self.param("query", init, (size, size)).astype(self.dtype)
         key_HxH = self.param("key", init, (size, size)).astype(self.dtype)
-        bias_1x1xH = self.param("bias", nn.initializers.zeros, (size,)).astype(self.dtype)[None, None]
+        bias_1xH = self.param("bias", nn.initializers.zeros, (size,)).astype(self.dtype)[None]
         if self.form == "row":
-            # W_q h_t + W_k h_t is one product with the sum of both matrices.
-            hidden_BxNxH = jnp.tanh(f_BxNxH @ (query_HxH + key_HxH) + bias_1x1xH)
-            logits_BxNxN = nn.Dense(num_buckets, dtype=self.dtype, name="score")(hidden_BxNxH)
+            # W_q h_t + W_k h_t is one product with the sum of both matrices. Rows and buckets are one axis BN in it,
+            # so that the gradients of the kernels are plain GEMMs without a transposed copy.
+            hidden_BNxH = jnp.tanh(f_BxNxH.reshape(-1, size) @ (query_HxH + key_HxH) + bias_1xH)
+            logits_BNxN = nn.Dense(num_buckets, dtype=self.dtype, name="score")(hidden_BNxH)
+            logits_BxNxN = logits_BNxN.reshape(-1, num_buckets, num_buckets)
         else:
             query_BxNx1xH = (f_BxNxH @ query_HxH)[:, :, None]
             key_Bx1xNxH = (f_BxNxH @ key_HxH)[:, None]
-            hidden_BxNxNxH = jnp.tanh(query_BxNx1xH + key_Bx1xNxH + bias_1x1xH[None])
+            hidden_BxNxNxH = jnp.tanh(query_BxNx1xH + key_Bx1xNxH + bias_1xH[None, None])
             logits_BxNxN = nn.Dense(1, dtype=self.dtype, name="score")(hidden_BxNxNxH)[..., 0]
         return jax.nn.log_softmax(logits_BxNxN.astype(jnp.float32), axis=-1)
 

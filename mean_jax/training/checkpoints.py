@@ -4,7 +4,13 @@
 list stands beside it, so a half-written one is never read.
 """
 
+from collections.abc import Iterator
+import concurrent.futures
+import contextlib
+import errno
+import os
 from pathlib import Path
+import shutil
 from typing import Any
 import warnings
 
@@ -30,41 +36,77 @@ def _tree_shapes(tree: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-class CheckpointWriter:
-    """Saves pytrees under RUN/checkpoints/NAME asynchronously, keeping the newest two."""
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turns Orbax's words for a full disk into the OSError that every other writer raises."""
+    try:
+        yield
+    except Exception as error:
+        if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
-    def __init__(self, folder: Path) -> None:
+
+class CheckpointWriter:
+    """Saves pytrees under RUN/checkpoints/NAME in the background, keeping the newest two."""
+
+    def __init__(self, folder: Path, restored_step: int) -> None:
+        """Opens the folder for steps after `restored_step`.
+
+        Whatever stands there for later steps or without a checksum list is the rest of a killed process, or damaged,
+        and is removed: its step will be saved again.
+        """
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
+        kept = {step for step in sealed_steps(self._folder) if step <= restored_step}
+        for path in self._folder.iterdir():
+            if path.name not in map(str, kept):
+                shutil.rmtree(path)
+        self._remove_seals(kept)
         self._checkpointer = ocp.training.Checkpointer(
             self._folder.absolute(), preservation_policy=_POLICIES.LatestN(_KEPT_CHECKPOINTS)
         )
-        self._pending: tuple[int, dict[str, str], Any] | None = None
+        self._sealing = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._pending: concurrent.futures.Future[None] | None = None
 
     def save(self, step: int, tree: Any) -> None:
-        """Starts saving; the previous save is finished and sealed first."""
-        self.wait()
-        response = self._checkpointer.save_async(step, tree, force=True)
-        self._pending = (step, _tree_shapes(tree), response)
+        """Starts saving; the previous save is finished and sealed first.
 
-    def wait(self) -> None:
-        """Blocks until the save under way is on disk, then writes its checksum list."""
-        if self._pending is None:
-            return
-        step, shapes, response = self._pending
-        self._pending = None
+        Raises:
+          OSError: the disk is full, now or while the previous save was written.
+        """
+        self.wait()
+        with _disk_errors(self._folder):
+            response = self._checkpointer.save_async(step, tree, force=True)
+        self._pending = self._sealing.submit(self._seal, step, _tree_shapes(tree), response)
+
+    def _seal(self, step: int, shapes: dict[str, str], response: Any) -> None:
+        """Waits until the save is on disk, then writes its checksum list."""
         if not response.result():
             raise RuntimeError(f"{self._folder}: Orbax did not save step {step}")
         root = self._folder / str(step)
         files = {str(path.relative_to(root)): file_sha256(path) for path in sorted(root.rglob("*")) if path.is_file()}
         write_json(_seal_path(self._folder, step), KIND, VERSION, {"step": step, "files": files, "leaves": shapes})
-        for seal in self._folder.parent.glob(f"{self._folder.name}-*.json"):
-            if not (self._folder / seal.stem.removeprefix(f"{self._folder.name}-")).is_dir():
-                seal.unlink()
+        self._remove_seals({step for step in sealed_steps(self._folder) if (self._folder / str(step)).is_dir()})
+
+    def _remove_seals(self, kept: set[int]) -> None:
+        for step in set(sealed_steps(self._folder)) - kept:
+            _seal_path(self._folder, step).unlink()
+
+    def wait(self) -> None:
+        """Blocks until the save under way is on disk and sealed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with _disk_errors(self._folder):
+                pending.result()
 
     def close(self) -> None:
-        self.wait()
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._sealing.shutdown()
+            with _disk_errors(self._folder):
+                self._checkpointer.close()
 
 
 def sealed_steps(folder: Path) -> list[int]:

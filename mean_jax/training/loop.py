@@ -24,7 +24,7 @@ from mean_jax.run import Program
 from mean_jax.training import checkpoints
 from mean_jax.training import step as step_lib
 from mean_jax.training.interruption import Interruption
-from mean_jax.training.meter import EpochMeter
+from mean_jax.training.meter import EpochMeter, not_finite
 from mean_jax.training.predictions import batch_size_for, fit_calibrations, raw_predictions, split_words
 from mean_jax.training.state import TrainState
 from mean_jax.training.writers import MetricsWriter, Progress
@@ -44,8 +44,10 @@ def _differences(saved: Any, asked: Any, prefix: str = "") -> list[str]:
 def _open_run_folder(workdir: Path, program: Program) -> bool:
     """Makes or re-opens the run folder; returns whether its training is finished already."""
     if not (workdir / run_lib.CONFIG_NAME).is_file():
-        begun = {run_lib.TRANSFORM_NAME, "schema.json"}
-        if workdir.exists() and (not workdir.is_dir() or {path.name for path in workdir.iterdir()} - begun):
+        begun = (run_lib.TRANSFORM_NAME, run_lib.SCHEMA_NAME)  # all that a process killed in save_setup leaves
+        if workdir.exists() and not (
+            workdir.is_dir() and all(path.name in begun or path.suffix == ".tmp" for path in workdir.iterdir())
+        ):
             raise UserError(f"--workdir: {workdir} exists and is not a run folder; choose another")
         run_lib.save_setup(workdir, program)
         return False
@@ -81,12 +83,20 @@ class Trainer:
         horizons = self._program.schema.horizons
         return [("+".join(horizons[h] for h in spec.horizons), spec.seed) for spec in self._program.specs]
 
+    def _is_done(self) -> bool:
+        num_dispatches, num_steps = self._plan
+        return self._step >= num_dispatches * num_steps * self._config.max_epochs or not self._is_active_R.any()
+
     def run(self) -> bool:
         """Trains to the end or to a signal; returns whether the run is finished.
 
         Raises:
           UserError: a loss term is not finite; the last good checkpoint stays.
         """
+        with Interruption().watch() as interruption:
+            return self._run(interruption)
+
+    def _run(self, interruption: Interruption) -> bool:
         state = self._program.init_state()
         restored = checkpoints.load_newest(self._workdir / run_lib.LATEST, jax.eval_shape(lambda: state))
         if restored is not None:
@@ -97,11 +107,10 @@ class Trainer:
         batch_size = self._config.batch_size
         progress = Progress(num_dispatches * num_steps * self._config.max_epochs * batch_size, self._step * batch_size)
         writer = MetricsWriter(self._workdir, self._step)
-        saver = checkpoints.CheckpointWriter(self._workdir / run_lib.LATEST)
+        saver = checkpoints.CheckpointWriter(self._workdir / run_lib.LATEST, self._step)
         try:
-            with Interruption().watch() as interruption:
-                state = self._train(state, writer, saver, progress, interruption)
-            if interruption.signal_name:
+            state = self._train(state, writer, saver, progress, interruption)
+            if interruption.signal_name and not self._is_done():
                 LOGGER.info(
                     "%s: saved step %d and stopped; run the same command to go on", interruption.signal_name, self._step
                 )
@@ -163,7 +172,7 @@ class Trainer:
         name = self._config.early_stopping_metric
         sign = _METRIC_SIGNS[name]
         key = "validation/total" if name == "loss" else f"validation/{name}"
-        metric_R = np.array([sign * replica[key] for replica in values], np.float32)
+        metric_R = np.array([sign * replica.get(key, np.nan) for replica in values], np.float32)
         state = step_lib.end_epoch(state, metric_R, np.int32(epoch), patience=self._config.patience)
         for (horizon, seed), active, train, validation in zip(
             self._names(), self._is_active_R, meter.means(), values, strict=True
@@ -179,15 +188,26 @@ class Trainer:
         return state
 
     def _validation_metrics(self, state: TrainState) -> list[dict[str, float]]:
-        """Returns per replica the exact validation loss terms and the mean of each metric over its horizons."""
+        """Returns per replica the exact validation loss terms and the mean of each metric over its horizons.
+
+        A replica that was stopped early has no numbers.
+
+        Raises:
+          UserError: a prediction of a replica that still trains is not finite.
+        """
         size = batch_size_for(len(self._validation))
         results = [self._validate(state, *batch) for batch in padded_batches(self._validation, size)]
         count_R = np.maximum(1, sum(np.asarray(count, np.float64) for _, _, count in results))
         scaled_RxVxK = np.concatenate([np.asarray(scaled) for scaled, _, _ in results], axis=1)
         sums = [terms for _, terms, _ in results]
         terms = {name: sum(np.asarray(item[name], np.float64) for item in sums) / count_R for name in sums[0]}
-        values = []
+        values: list[dict[str, float]] = []
         for r, spec in enumerate(self._program.specs):
+            if not self._is_active_R[r]:
+                values.append({})
+                continue
+            if not np.isfinite(scaled_RxVxK[r]).all():
+                raise not_finite("validation prediction", *self._names()[r], self._step, self._step)
             points = []
             for k, horizon in enumerate(spec.horizons):
                 raw_V = raw_predictions(self._program, scaled_RxVxK[r, :, k], horizon)
@@ -202,7 +222,7 @@ class Trainer:
 
     def _finish(self, state: TrainState) -> None:
         best = state.replicas.best
-        with contextlib.closing(checkpoints.CheckpointWriter(self._workdir / run_lib.BEST)) as saver:
+        with contextlib.closing(checkpoints.CheckpointWriter(self._workdir / run_lib.BEST, -1)) as saver:
             saver.save(self._step, best)
         calibrations = fit_calibrations(self._program, best, self._validation, self._rows)
         run_lib.seal(self._workdir, self._step, best, calibrations)

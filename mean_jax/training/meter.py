@@ -6,6 +6,14 @@ import numpy as np
 from mean_jax.errors import UserError
 
 
+def not_finite(what: str, horizon: str, seed: int, first_step: int, last_step: int) -> UserError:
+    """Returns the error for a replica that has left the finite numbers."""
+    return UserError(
+        f"{what} of horizon {horizon}, seed {seed} is not finite within steps {first_step} to {last_step}; "
+        "checkpoints before it are kept, lower --config.train.learning_rate in a new run"
+    )
+
+
 class EpochMeter:
     """Means over an epoch of each loss term per replica, and the guard against values that are not finite.
 
@@ -40,11 +48,7 @@ class EpochMeter:
             value_R = np.asarray(values, np.float64)
             is_bad_R = ~np.isfinite(value_R) & is_active_R
             if is_bad_R.any():
-                horizon, seed = self._names[int(np.argmax(is_bad_R))]
-                raise UserError(
-                    f"loss term {name} of horizon {horizon}, seed {seed} is not finite within steps {first_step} to "
-                    f"{last_step}; the last good checkpoint is kept, lower --config.train.learning_rate in a new run"
-                )
+                raise not_finite(f"loss term {name}", *self._names[int(np.argmax(is_bad_R))], first_step, last_step)
             self._sums[name] = self._sums.get(name, 0.0) + value_R
         self._count += 1
         self.loss = float(np.mean(np.asarray(metrics["total"], np.float64)[is_active_R]))

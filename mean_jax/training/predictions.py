@@ -15,7 +15,7 @@ from mean_jax.run import PERCENTILE_LEVELS, HorizonCalibration, Program
 from mean_jax.training.state import Variables
 from mean_jax.training.step import make_predict
 
-PREDICT_BATCH_SIZE = 8192
+PREDICT_BATCH_SIZE = 4096
 MAX_LEVEL_ROWS = 1 << 20  # training rows behind the level of a calibration
 
 
@@ -38,16 +38,15 @@ def padded_outputs(
     Args:
       predict_fn: as `make_predict` gives; its outputs are [R, B, ...].
       variables: of the R replicas.
-      blocks: words_BxW each; they are cut and padded to few sizes, as every size is a compilation.
+      blocks: words_BxW each; they are cut and padded to one size, which is one compilation and gives a row the same
+        score whatever stands beside it.
     """
-    size = 0
     for block in blocks:
         for start in range(0, len(block), PREDICT_BATCH_SIZE):
             words_BxW = block[start : start + PREDICT_BATCH_SIZE]
-            size = max(size, batch_size_for(len(words_BxW)))
-            padded = np.zeros((size, words_BxW.shape[1]), np.float32)
+            padded = np.zeros((PREDICT_BATCH_SIZE, words_BxW.shape[1]), np.float32)
             padded[: len(words_BxW)] = words_BxW
-            outputs = predict_fn(variables, padded, np.arange(size) < len(words_BxW))
+            outputs = predict_fn(variables, padded, np.arange(PREDICT_BATCH_SIZE) < len(words_BxW))
             yield {name: np.asarray(value)[:, : len(words_BxW)] for name, value in outputs.items()}, words_BxW
 
 

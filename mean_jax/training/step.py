@@ -60,9 +60,14 @@ def train_step(
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, Metrics]:
-    """Returns the state after one step of all replicas on the same batch, and each loss term [R]."""
+    """Returns the state after one step of all replicas on the same batch, and each loss term [R].
+
+    A state of one replica may come without the axis R; state and loss terms are returned without it then.
+    """
     step_fn = functools.partial(replica_step, model, optimizer, label_config, state.step)
-    replicas, metrics = jax.vmap(step_fn, in_axes=(0, None))(state.replicas, batch)
+    if state.replicas.is_active.ndim:
+        step_fn = jax.vmap(step_fn, in_axes=(0, None))
+    replicas, metrics = step_fn(state.replicas, batch)
     return TrainState(state.step + 1, replicas), metrics
 
 
@@ -79,8 +84,17 @@ def make_dispatch(
         return train_step(model, optimizer, label_config, state, batch)
 
     def dispatch(state: TrainState, words_SxBxW: Array) -> tuple[TrainState, Metrics]:
+        # An axis R of length 1 costs a tenth of the step on a CPU, by slower reductions and copies of the state:
+        # it is taken off around the scan.
+        is_single = len(state.replicas.is_active) == 1
+        if is_single:
+            state = state._replace(replicas=jax.tree.map(lambda leaf_R: leaf_R[0], state.replicas))
         state, metrics = jax.lax.scan(step_fn, state, words_SxBxW)
-        return state, jax.tree.map(lambda values_SxR: values_SxR.mean(axis=0), metrics)
+        metrics = jax.tree.map(lambda values_SxR: values_SxR.mean(axis=0), metrics)
+        if is_single:
+            replicas, metrics = jax.tree.map(lambda leaf: leaf[None], (state.replicas, metrics))
+            state = state._replace(replicas=replicas)
+        return state, metrics
 
     return jax.jit(dispatch, donate_argnums=0)
 

@@ -9,6 +9,7 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+from mean_jax.fileio import atomic_file
 from mean_jax.log import LOGGER
 
 METRICS_NAME = "metrics.jsonl"
@@ -34,7 +35,8 @@ class MetricsWriter:
         """Opens the files; lines after the restored step are dropped, they will be written again."""
         path = Path(folder) / METRICS_NAME
         kept = [row for row in read_metrics(folder) if row["step"] <= restored_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
         self._board = tensorboardX.SummaryWriter(str(folder), purge_step=restored_step + 1 if restored_step else None)
 

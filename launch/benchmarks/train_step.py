@@ -1,0 +1,272 @@
+"""Rows/s of MEAN's train step on this machine, against PyTorch and against the machine's matrix products.
+
+Command:  python launch/benchmarks/train_step.py
+
+One replica, one horizon, Adam, float32, standard-encoded numeric features: dispatches of S steps as training runs
+them. In every round each contender runs once after the other, so a load that comes and goes hits all alike; a ratio is
+the median over the rounds, with the smallest and the largest. PyTorch (extra [peers]) computes the same model, which
+is checked first on a whole dispatch. The ceiling is the time of the step's own matrix products as an XLA program of
+nothing else; mixing the experts and weighting the buckets, 0.3 % of the FLOP, are left out of it. The store has just
+been written, so its reads come from the page cache.
+"""
+
+from collections.abc import Callable, Iterator
+import importlib.metadata
+import importlib.util
+import itertools
+import os
+from pathlib import Path
+import platform
+import sys
+import tempfile
+import time
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mean_jax.cli import common
+from mean_jax.config import load_config, parse_config
+from mean_jax.data.pipeline import plan_epoch, train_dispatches
+from mean_jax.data.schema import Schema
+from mean_jax.data.store import Shard, SplitRows
+from mean_jax.data.transform import KNOT_LEVELS, LABEL_LEVELS, Transform
+from mean_jax.errors import UserError
+from mean_jax.models import MODEL_CONFIGS
+from mean_jax.run import Program
+from mean_jax.training.state import TrainState, init_state
+from mean_jax.training.step import make_dispatch
+from mean_jax.types import RowLayout
+
+_NUM_FEATURES = flags.DEFINE_integer("num_features", 720, "Numeric features F.", lower_bound=1)
+_NUM_ROWS = flags.DEFINE_integer("num_rows", 50_000, "Rows of the store on disk.", lower_bound=16 * 1024)
+_NUM_HORIZONS = flags.DEFINE_integer("num_horizons", 4, "Replicas of the line with several models.", lower_bound=2)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds over all contenders.", lower_bound=1)
+_COMPILED = flags.DEFINE_boolean("compiled", True, "Also torch.compile, which needs a C++ compiler and a minute.")
+_DISPATCHES_PER_ROUND = 2
+_SQUARE_SIZE = 2048
+_LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order
+
+Contender = Callable[[int], None]  # runs that many dispatches to their end
+
+
+def _program(num_features: int, num_horizons: int) -> Program:
+    """Returns the program of configs/mean.py on made-up constants; half of the columns take the signed log."""
+    schema = Schema(
+        id_name="id",
+        id_type="int64",
+        labels=tuple(f"cltv_{index}" for index in range(num_horizons)),
+        numeric=tuple(f"x_{index}" for index in range(num_features)),
+        categorical=(),
+        split=(1.0, 0.0, 0.0),
+        split_seed=0,
+        split_column=None,
+    )
+    transform = Transform(
+        is_log=np.arange(num_features) % 2 == 0,
+        mean=np.zeros(num_features, np.float32),
+        std=np.ones(num_features, np.float32),
+        missing_rate=np.zeros(num_features, np.float32),
+        knots=np.zeros((num_features, len(KNOT_LEVELS)), np.float32),
+        vocabularies=(),
+        positive_quantiles=np.tile(np.exp(5.0 * LABEL_LEVELS), (num_horizons, 1)),
+        positive_rate=np.full(num_horizons, 0.3),
+        label_mean=np.full(num_horizons, 10.0),
+    )
+    return Program(parse_config(load_config("mean"), MODEL_CONFIGS), schema, transform)
+
+
+def _words(layout: RowLayout, num_rows: int) -> np.ndarray:
+    """Returns words_BxW of normal features and zero-inflated lognormal labels."""
+    rng = np.random.default_rng(0)
+    words_BxW = rng.standard_normal((num_rows, layout.num_words), np.float32)
+    labels_BxT = layout.labels_of(words_BxW)
+    labels_BxT[:] = np.where(rng.random(labels_BxT.shape) < 0.3, np.exp(3.0 + labels_BxT), 0.0)
+    return words_BxW
+
+
+def _single_state(program: Program) -> TrainState:
+    layout = program.schema.layout
+    return init_state(program.model, program.optimizer, program.specs[:1], program.label_constants, layout)
+
+
+def _jax_contender(program: Program, state: TrainState, dispatches: Iterator[jax.Array | np.ndarray]) -> Contender:
+    dispatch = make_dispatch(program.model, program.optimizer, program.config.labels, program.schema.layout)
+
+    def run(count: int) -> None:
+        nonlocal state
+        for words_SxBxW in itertools.islice(dispatches, count):
+            state, metrics = dispatch(state, words_SxBxW)
+        jax.block_until_ready(metrics)
+
+    return run
+
+
+def _products(program: Program) -> list[tuple[int, int, int]]:
+    """Returns (rows, inputs, outputs) of every product x @ w in the forward pass, the one on the features first."""
+    model, num_buckets, batch = program.config.model, program.config.labels.num_buckets, program.config.train.batch_size
+    size, width = model.expert_size, model.bottom_sizes[-1]
+    stacks = ((len(program.schema.numeric), *model.bottom_sizes), (width, *model.dam_sizes, num_buckets))
+    products = [(batch, *pair) for stack in stacks for pair in itertools.pairwise(stack)]
+    products += [(batch, width, model.num_experts * size), (batch, width, num_buckets * model.num_experts)]
+    products += [(batch * num_buckets, size, size), (batch * num_buckets, size, num_buckets), (batch, size, 1)]
+    return products
+
+
+def _num_flop(program: Program) -> int:
+    """Returns the FLOP of the step's matrix products: three per layer, but no gradient by the features."""
+    flop = [2 * int(np.prod(shape)) for shape in _products(program)]
+    return 3 * sum(flop) - flop[0]
+
+
+def _products_contender(program: Program) -> Contender:
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    operands = [(normal(b, i), normal(i, o), normal(b, o)) for b, i, o in _products(program)]
+
+    @jax.jit
+    def products(operands: list[tuple[jax.Array, jax.Array, jax.Array]]) -> list[jax.Array]:
+        forward = [x @ w for x, w, _ in operands]
+        return forward + [x.T @ g for x, _, g in operands] + [g @ w.T for _, w, g in operands[1:]]
+
+    def run(count: int) -> None:
+        for _ in range(count * program.config.train.steps_per_dispatch):
+            jax.block_until_ready(products(operands))
+
+    return run
+
+
+def _square_contender() -> Contender:
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((_SQUARE_SIZE, _SQUARE_SIZE), np.float32))
+    square = jax.jit(lambda a: a @ a)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            jax.block_until_ready(square(a))
+
+    return run
+
+
+def _torch_contenders(program: Program, words_SxBxW: np.ndarray) -> dict[str, Contender]:
+    """Returns the peers, after checking that they compute the losses of our dispatch from the same parameters.
+
+    Raises:
+      UserError: they do not.
+    """
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed, so its lines are left out: pip install -e '.[peers]'\n")
+        return {}
+    import mean_torch
+
+    dispatch = make_dispatch(program.model, program.optimizer, program.config.labels, program.schema.layout)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), _single_state(program).replicas.variables.params)
+    _, metrics = dispatch(_single_state(program), words_SxBxW)
+    expected = float(metrics["total"][0])
+    contenders: dict[str, Contender] = {}
+    for name in ("PyTorch eager", "PyTorch compiled")[: 2 if _COMPILED.value else 1]:
+        trainer = mean_torch.TorchTrainer(program, params, os.cpu_count() or 1, compiled=name == "PyTorch compiled")
+        loss = trainer.dispatch(words_SxBxW)
+        if not abs(loss - expected) <= _LOSS_TOLERANCE * abs(expected):
+            raise UserError(f"{name}: mean loss {loss} of the first dispatch, expected {expected} as in JAX")
+
+        def run(count: int, trainer: mean_torch.TorchTrainer = trainer) -> None:
+            for _ in range(count):
+                trainer.dispatch(words_SxBxW)
+
+        contenders[name] = run
+    return contenders
+
+
+def _measure(contenders: dict[str, Contender]) -> dict[str, np.ndarray]:
+    """Returns the seconds per dispatch of every round; each contender first runs one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender(1)  # compiles
+    for _ in range(_ROUNDS.value):
+        for name, contender in contenders.items():
+            contender(1)
+            start = time.perf_counter()
+            contender(_DISPATCHES_PER_ROUND)
+            seconds[name].append((time.perf_counter() - start) / _DISPATCHES_PER_ROUND)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def _spread(values: np.ndarray, digits: int) -> str:
+    return f"{np.median(values):,.{digits}f} ({values.min():,.{digits}f}-{values.max():,.{digits}f})"
+
+
+def _machine() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    packages = ["jax", "jaxlib", "flax", *(["torch"] if importlib.util.find_spec("torch") else [])]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    cpu = names[0] if names else platform.machine()
+    return f"{os.cpu_count()} cores, {cpu}; Python {platform.python_version()}, {versions}"
+
+
+def _print_report(program: Program, seconds: dict[str, np.ndarray]) -> None:
+    train, num_replicas = program.config.train, len(program.specs)
+    rows = train.batch_size * train.steps_per_dispatch
+    step = seconds["train step"]
+    several, flop, square_flop = seconds["several horizons"], _num_flop(program), 2 * _SQUARE_SIZE**3
+    lines = [("train step, words in memory", step, rows, "", step / step)]
+    for name in ("PyTorch eager", "PyTorch compiled"):
+        if name in seconds:
+            lines.append((name, seconds[name], rows, "speed-up over it", seconds[name] / step))
+    lines += [
+        ("its matrix products alone", seconds["products"], rows, "share of that ceiling", seconds["products"] / step),
+        ("end to end from the store on disk", seconds["store"], rows, "of the step in memory", step / seconds["store"]),
+        (f"{num_replicas} horizons in one program", several, rows * num_replicas, f"against {num_replicas} single",
+         num_replicas * step / several),
+    ]  # fmt: skip
+    print(
+        f"Command: python launch/benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}\nMachine: {_machine()}"
+    )
+    print(f"F={len(program.schema.numeric)}, batch {train.batch_size}, S={train.steps_per_dispatch}, float32; ", end="")
+    print(f"median of {_ROUNDS.value} interleaved rounds (smallest-largest)\n")
+    print("| | rows/s | ms per step | ratio of the train step |\n| --- | --- | --- | --- |")
+    for name, values, count, meaning, ratio in lines:
+        ms_per_step = 1e3 * values / train.steps_per_dispatch
+        cell = f"{_spread(ratio, 2)} {meaning}" if meaning else ""
+        print(f"| {name} | {_spread(count / values, 0)} | {_spread(ms_per_step, 1)} | {cell} |")
+    own = flop * train.steps_per_dispatch / step / 1e9
+    square = square_flop / seconds["square"] / 1e9
+    print(f"\nMatrix products of a step: {flop / 1e9:.2f} GFLOP, {_spread(own, 0)} GFLOP/s within the step; ")
+    print(f"a {_SQUARE_SIZE} x {_SQUARE_SIZE} product alone: {_spread(square, 0)} GFLOP/s; ", end="")
+    print(f"share of that peak: {_spread(own / square, 2)}.")
+
+
+def _main() -> None:
+    program = _program(_NUM_FEATURES.value, _NUM_HORIZONS.value)
+    train, layout = program.config.train, program.schema.layout
+    words_BxW = _words(layout, _NUM_ROWS.value)
+    plan = plan_epoch(len(words_BxW), train.batch_size, train.steps_per_dispatch)
+    size = train.batch_size * train.steps_per_dispatch
+    if plan[1] != train.steps_per_dispatch:
+        raise UserError(f"--num_rows={len(words_BxW)}: gives dispatches of {plan[1]} steps; use a multiple of {size}")
+    words_SxBxW = words_BxW[:size].reshape(train.steps_per_dispatch, train.batch_size, -1)
+    contenders = _torch_contenders(program, words_SxBxW)
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Shard("train-00000.bin", "", len(words_BxW), "", "")
+        words_BxW.tofile(Path(folder) / shard.file)
+        rows = SplitRows(Path(folder), (shard,), program.schema)
+        from_store = train_dispatches(rows, train.batch_size, *plan, epochs=1_000_000, seed=0, start=0)
+        in_memory = itertools.repeat(jnp.asarray(words_SxBxW))
+        contenders |= {
+            "train step": _jax_contender(program, _single_state(program), in_memory),
+            "products": _products_contender(program),
+            "square": _square_contender(),
+            "store": _jax_contender(program, _single_state(program), from_store),
+            "several horizons": _jax_contender(program, program.init_state(), in_memory),
+        }
+        seconds = _measure(contenders)
+    _print_report(program, seconds)
+
+
+if __name__ == "__main__":
+    common.run(_main)
