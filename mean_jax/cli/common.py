@@ -40,7 +40,10 @@ def _os_error_line(error: OSError) -> str:
 
 
 def run(
-    main: Callable[[], None], argv: Sequence[str] | None = None, flag_values: flags.FlagValues = flags.FLAGS
+    main: Callable[[], None],
+    argv: Sequence[str] | None = None,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    more_help: Callable[[], str] = str,
 ) -> NoReturn:
     """Parses flags, calls `main()` and leaves the process; the console scripts call this.
 
@@ -48,11 +51,12 @@ def run(
       main: the command, called once the flags are parsed; its module's docstring heads the --help text.
       argv: program name and flags; sys.argv if not given.
       flag_values: the command's flags.
+      more_help: what --help says after the flags.
     """
     argv = sys.argv if argv is None else argv
     module = sys.modules[main.__module__]
     if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(f"{module.__doc__}{flag_values.module_help(module)}\n")
+        print(f"{module.__doc__}{flag_values.module_help(module)}\n{more_help()}")
         sys.exit(0)
     logging.set_verbosity(logging.WARNING)  # absl's log is the libraries'; ours is mean_jax.log
     # A command that the scheduler stops removes its temporary files on the way out.

@@ -13,7 +13,7 @@ _FLAGS = flags.FlagValues()  # of this command alone
 _CONFIG = flags.DEFINE_string(
     "config",
     "mean",
-    "Config file, or the name of one that comes with mean-jax (mean). "
+    "Config file, or the name of one that comes with mean-jax (mean, mtl_mean). "
     "--config.SECTION.FIELD=VALUE overrides a field, e.g. --config.train.learning_rate=3e-4.",
     flag_values=_FLAGS,
 )
@@ -42,11 +42,18 @@ def _main(overrides: list[str]) -> None:
         LOGGER.info("run finished: %s", workdir)
 
 
+def _config_help() -> str:
+    """Returns every field of the default configuration with its value."""
+    sections = load_config("mean").to_dict().items()
+    fields = (f"  --config.{section}.{name}={value}" for section, fields in sections for name, value in fields.items())
+    return "\n".join(["Fields of --config=mean and their values (each has a comment in the source):", *fields])
+
+
 def main() -> None:
     prefix = "--config."
     overrides = [argument.removeprefix(prefix) for argument in sys.argv[1:] if argument.startswith(prefix)]
     rest = [argument for argument in sys.argv if not argument.startswith(prefix)]
-    common.run(lambda: _main(overrides), rest, _FLAGS)
+    common.run(lambda: _main(overrides), rest, _FLAGS, _config_help)
 
 
 if __name__ == "__main__":
