@@ -28,6 +28,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _absolute(path: Path) -> Path:
+    """Returns the path with a name at its end: no `.`, `..` or trailing slash."""
+    return Path(os.path.abspath(path))
+
+
 def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
@@ -35,7 +40,7 @@ def _temporary_sibling(path: Path) -> Path:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` on success, deletes it on any exception."""
-    path = Path(path)
+    path = _absolute(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     try:
@@ -49,11 +54,27 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 def require_free_output(path: Path, flag: str = "--output") -> None:
     """Raises UserError if `path` holds anything already: results of two runs never mix."""
+    if _absolute(path) == Path.cwd():  # an empty path is this one too
+        raise UserError(f"{flag}: is empty or the current folder; name a folder or file to make")
     path = Path(path)
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"{flag}: folder {path} exists and is not empty; remove it or choose another {flag}")
     if path.exists() and not path.is_dir():
         raise UserError(f"{flag}: {path} exists already; remove it or choose another {flag}")
+    if path.is_dir() and path.suffix == ".parquet":
+        raise UserError(
+            f"{flag}: {path} is a folder, and a name that ends in .parquet is one file; "
+            f"remove it or choose another {flag}"
+        )
+
+
+def require_new_folder(path: Path, flag: str = "--output") -> None:
+    """Raises UserError unless a folder can be renamed to `path`: nothing is there, or an empty folder."""
+    require_free_output(path, flag)
+    absolute = _absolute(path)
+    for is_special, what in ((absolute.is_symlink(), "a symbolic link"), (os.path.ismount(absolute), "a mount point")):
+        if is_special:
+            raise UserError(f"{flag}: {path} is {what}, which cannot be replaced; name a new folder")
 
 
 @contextlib.contextmanager
@@ -61,10 +82,10 @@ def atomic_folder(path: Path, flag: str = "--output") -> Iterator[Path]:
     """Yields a temporary folder beside `path`; renames it to `path` on success, deletes it on any exception.
 
     Raises:
-      UserError: `path` is an existing file or a folder with content.
+      UserError: `path` is an existing file, a folder with content, the current folder, a link or a mount point.
     """
-    path = Path(path)
-    require_free_output(path, flag)
+    require_new_folder(path, flag)
+    path = _absolute(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     temporary.mkdir()

@@ -45,7 +45,7 @@ class EncoderConstants(NamedTuple):
     std: np.ndarray  # [C] float32, > 0
     has_missing: np.ndarray  # [C] bool; True where an indicator is added
     knots: np.ndarray  # [C, Q] float32, non-decreasing quantiles of the raw values
-    vocabulary_sizes: tuple[int, ...]  # [D], with the unknown and the missing entry
+    category_counts: tuple[np.ndarray, ...]  # D arrays [V] int64, training rows per code
 
 
 class RowLayout(NamedTuple):

@@ -18,7 +18,7 @@ def constants(**changes):
         std=np.float32([4.0, 0.5]),
         has_missing=np.array([True, False]),
         knots=KNOTS,
-        vocabulary_sizes=(4,),
+        category_counts=(np.array([0, 3, 1, 6]),),
     )
     return values._replace(**changes)
 
@@ -72,8 +72,10 @@ def test_encoder_concatenates_values_indicators_and_embeddings():
     width = embedding_width(4, EncoderConfig())
     assert x_BxF.shape == (2, 2 + 1 + width)
     assert x_BxF[:, 2].tolist() == [0.0, 1.0]
-    table = np.asarray(variables["params"]["embedding_0"]["embedding"])
-    np.testing.assert_array_equal(x_BxF[:, 3:], table[[0, 3]])
+    table = np.asarray(variables["params"]["embedding_0"])
+    np.testing.assert_array_equal(x_BxF[1, 3:], table[3])
+    # Training never saw code 0, so it stands for the mean customer.
+    np.testing.assert_allclose(x_BxF[0, 3:], 0.3 * table[1] + 0.1 * table[2] + 0.6 * table[3], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "width"), [(2, 2), (16, 3), (17, 3), (81, 4), (10_000, 11)])

@@ -141,3 +141,36 @@ def test_other_json_is_refused(json_path, text):
 def test_missing_json_is_named(tmp_path):
     with pytest.raises(UserError, match=r"b\.json: missing; expected a thing file"):
         read_json(tmp_path / "b.json", "thing", 3)
+
+
+@pytest.mark.parametrize("path", ["", ".", "folder/.."])
+def test_the_current_folder_is_no_output(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for output in (path, Path(path)):
+        with pytest.raises(UserError, match=r"^--output: is empty or the current folder; name a folder or file"):
+            atomic_folder(output).__enter__()
+    assert leftovers(tmp_path) == []
+
+
+def test_an_output_may_be_written_in_any_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with atomic_folder(Path("new/../folder")) as temporary:
+        (temporary / "a").write_text("1")
+    assert (tmp_path / "folder" / "a").read_text() == "1"
+
+
+def test_a_link_or_a_mount_point_is_no_output(tmp_path, full_disk):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = leftovers(tmp_path)
+    for path, what in (("link", "symbolic link"), ("dangling", "symbolic link"), ("disk", "mount point")):
+        with pytest.raises(UserError, match=rf"^--output: .*{path} is a {what}, which cannot be replaced; name a new"):
+            atomic_folder(tmp_path / path).__enter__()
+    assert leftovers(tmp_path) == before
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
+    (tmp_path / "a.parquet").mkdir()
+    with pytest.raises(UserError, match=r"^--output: .*a\.parquet is a folder, and a name that ends in \.parquet"):
+        require_free_output(tmp_path / "a.parquet")

@@ -246,10 +246,28 @@ def test_the_command_passes_every_flag(table_path, tmp_path, call):
         "--exclude=cltv_30,age",
         "--split=0.5,0.25,0.25",
         "--split_seed=3",
-        "--min_category_count=400",
+        "--min_category_count=150",
     )
     assert code == 0
     schema = json.loads((tmp_path / "store" / "schema.json").read_text())
     assert (schema["labels"], schema["split"], schema["split_seed"]) == (["cltv_365"], [0.5, 0.25, 0.25], 3)
     assert schema["numeric"] == ["spend", "orders", "is_member"]
-    assert Store(tmp_path / "store").transform.vocabularies == ((), ())
+    assert Store(tmp_path / "store").transform.vocabularies == (("web",), ("a", "b"))
+
+
+def test_labels_are_by_default_all_that_features_writes(table, tmp_path):
+    more = replaced(table, cltv_90=table["cltv_30"], cltv_7=table["cltv_30"])
+    pq.write_table(more, tmp_path / "table.parquet")
+    prepare(str(tmp_path / "table.parquet"), tmp_path / "store", PrepareOptions(excluded=("cltv_90",)))
+    assert Store(tmp_path / "store").schema.labels == ("cltv_7", "cltv_30", "cltv_365")
+    assert Store(tmp_path / "store").schema.numeric == ("spend", "orders", "age", "is_member")
+
+
+def test_csv_ids_with_leading_zeros_are_split_as_those_of_parquet(table, tmp_path):
+    ids = pa.array([f"{index:05d}" for index in range(1000)])
+    plain = replaced(table, customer_id=ids, channel=table["channel"].cast(pa.string()))
+    expected = rows_by_id(prepared(plain, tmp_path))
+    pa_csv.write_csv(plain, tmp_path / "table.csv", pa_csv.WriteOptions(quoting_style="none"))
+    prepare(str(tmp_path / "table.csv"), tmp_path / "csv", PrepareOptions(label_columns=LABELS))
+    found = rows_by_id(Store(tmp_path / "csv"))
+    assert {name: split for name, (split, _) in found.items()} == {name: split for name, (split, _) in expected.items()}

@@ -126,11 +126,12 @@ def test_a_label_that_is_no_amount(refused, table, value, message):
 def test_labels_that_teach_nothing(refused, table):
     refused(
         replaced(table, cltv_365=np.zeros(1000)),
-        r"--label_columns: cltv_365 is zero in the whole training split; leave it out",
+        r"--label_columns: cltv_365 is never above zero in the training split; drop it from --label_columns and add "
+        r"--exclude=cltv_365",
     )
     refused(
         replaced(table, cltv_365=pa.nulls(1000, pa.float64())),
-        r"--label_columns: cltv_365 has no value in the training split; leave it out",
+        r"--label_columns: cltv_365 has no value in the training split; drop it from --label_columns and add",
     )
     refused(replaced(table, cltv_30=table["city"]), r"--label_columns: cltv_30 is of type string; a label is an amount")
 
@@ -163,11 +164,15 @@ def test_features_that_cannot_be_used(refused, table, columns, message):
     refused(replaced(table, **columns), message)
 
 
-def test_text_in_a_numeric_csv_column(refused, tmp_path):
+def test_text_in_a_numeric_csv_column(call, tmp_path):
     rows = [f"{index},{index * 0.5},{index % 3},1" for index in range(200_000)]
     rows[150_000] = "150000,abc,1,1"
     (tmp_path / "a.csv").write_text("\n".join(["customer_id,spend,cltv_30,cltv_365", *rows]))
-    refused(tmp_path / "a.csv", r"a\.csv row 150001: column spend is 'abc'; expected a number")
+    code, stderr = call(main, f"--input={tmp_path / 'a.csv'}", f"--output={tmp_path / 'store'}")
+    assert code == 2
+    warning, error = stderr.splitlines()
+    assert re.search(r"a\.csv row 150001: column spend is 'abc': the numbers in it are read as text", warning)
+    assert re.match(r"error: column spend has no value that stands in 5 training rows; leave out with", error)
 
 
 @pytest.mark.parametrize(
@@ -278,3 +283,55 @@ def test_a_label_unknown_in_the_whole_validation_split(refused, table):
     label[part == "validation"] = np.nan
     unknown = replaced(table, part=pa.array(part), cltv_365=pa.array(label, from_pandas=True))
     refused(unknown, r"--label_columns: cltv_365 has no value in the validation split", "--split_column=part")
+
+
+def test_a_label_that_is_zero_in_the_whole_validation_split(refused, table):
+    part = np.array(["train", "validation", "test"])[np.arange(1000) % 3]
+    label = np.where(part == "validation", 0.0, table["cltv_30"].to_numpy())
+    message = r"--label_columns: cltv_30 is never above zero in the validation split; drop it from --label_columns and"
+    refused(replaced(table, part=part, cltv_30=label), message, "--split_column=part")
+
+
+def test_another_horizon_is_no_feature(refused, table):
+    refused(
+        table, r"column cltv_365 would be a feature .*; leave out with --exclude=cltv_365 or", "--label_columns=cltv_30"
+    )
+
+
+def test_no_label_by_default(call, table, tmp_path):
+    pq.write_table(table.drop_columns(list(LABELS)), tmp_path / "table.parquet")
+    code, stderr = call(main, f"--input={tmp_path / 'table.parquet'}", f"--output={tmp_path / 'store'}")
+    assert code == 2
+    assert stderr == "error: --label_columns: the table has no column cltv_<days>; name the labels with this flag\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [("cltv_30,cltv_365,30", "horizon 30"), ("cltv_30,cltv_365,cltv_30_raw", "column of the scores cltv_30_raw")],
+)
+def test_labels_whose_names_collide(refused, table, labels, what):
+    more = replaced(table, **{labels.split(",")[-1]: table["cltv_30"]})
+    refused(more, rf"--label_columns={labels}: two would be the {what}; rename", f"--label_columns={labels}")
+
+
+def test_a_label_must_not_take_the_name_of_the_id_column(refused, table):
+    more = replaced(table, cltv_30_raw=table["customer_id"])
+    refused(more, "two would be the column of the scores cltv_30_raw; rename", "--id_column=cltv_30_raw")
+
+
+def test_a_text_column_of_rare_values_only(refused, table):
+    emails = [f"{index}@example.com" for index in range(1000)]
+    refused(
+        replaced(table, email=emails),
+        r"column email has no value that stands in 5 training rows; leave out with --exclude=email or lower "
+        r"--min_category_count=5",
+    )
+
+
+def test_the_current_folder_as_output(call, table_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for output in ("", "."):
+        code, stderr = call(main, f"--input={table_path}", f"--output={output}")
+        assert code == 2
+        assert stderr == "error: --output: is empty or the current folder; name a folder or file to make\n"
+    assert list(tmp_path.iterdir()) == []

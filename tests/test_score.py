@@ -267,3 +267,29 @@ def test_memory_does_not_grow_with_the_rows(run_path, table, tmp_path, monkeypat
     small, large = peak_bytes("small", 2), peak_bytes("large", 8)
     further_id_bytes = 6 * ROWS_PER_BATCH * 8
     assert large - small < further_id_bytes / 2
+
+
+def test_a_call_that_fails_removes_only_what_it_made(interrupted, run_path, table_path, monkeypatch):
+    folder, _ = interrupted
+    (folder / "part-00000.parquet").write_bytes(b"altered")
+    before = names_in(folder)
+    monkeypatch.setattr(Predictor, "score", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        score(str(run_path), str(table_path), folder, rows_per_part=300)
+    assert names_in(folder) == before
+
+
+def test_a_folder_that_was_there_stays(run_path, table_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(Predictor, "score", lambda *_: 1 / 0)
+    (tmp_path / "scores").mkdir()
+    with pytest.raises(ZeroDivisionError):
+        score(str(run_path), str(table_path), tmp_path / "scores")
+    assert names_in(tmp_path / "scores") == []
+
+
+@pytest.mark.parametrize("ids", [range(1000), ["007", *range(1000, 1999)]], ids=["whole numbers", "leading zeros"])
+def test_ids_of_csv_are_text_unless_all_are_written_as_integers(run_path, table, tmp_path, ids):
+    lines = [f"{name},{spend},1,40,true,web,a" for name, spend in zip(ids, table["spend"].to_pylist(), strict=True)]
+    (tmp_path / "a.csv").write_text("\n".join(["customer_id,spend,orders,age,is_member,channel,city", *lines]))
+    score(str(run_path), str(tmp_path / "a.csv"), tmp_path / "scores")
+    assert read_scores(tmp_path / "scores")["customer_id"].to_pylist() == list(map(type(ids[0]), ids))

@@ -244,3 +244,12 @@ def test_no_space_left(few, refused, monkeypatch):
 
     monkeypatch.setattr("mean_jax.scoring.score.pq.ParquetWriter.write_batch", fail)
     refused(r"no space left on the disk while writing scores\.parquet; free some or choose another output", few)
+
+
+def test_a_folder_in_the_place_of_the_output_file(few, run_path, tmp_path, call):
+    pq.write_table(few, tmp_path / "input.parquet")
+    (tmp_path / "x.parquet").mkdir()
+    arguments = (f"--workdir={run_path}", f"--input={tmp_path / 'input.parquet'}", f"--output={tmp_path / 'x.parquet'}")
+    code, stderr = call(main, *arguments)
+    assert code == 2
+    assert re.fullmatch(r"error: --output: .*x\.parquet is a folder, and a name that ends in .*\n", stderr)

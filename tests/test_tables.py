@@ -18,7 +18,9 @@ def people(start: int, stop: int) -> pa.Table:
 
 
 def read_ids(path) -> list[int]:
-    return [value for rows in open_tables(str(path), "--input").rows(["id"]) for value in rows.batch["id"].to_pylist()]
+    return [
+        value for rows in open_tables(str(path), "--input", "id").rows(["id"]) for value in rows.batch["id"].to_pylist()
+    ]
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_rows_know_their_file_and_row(tmp_path, monkeypatch):
     pq.write_table(people(0, 10), tmp_path / "a.parquet")
     pa_csv.write_csv(people(10, 20), tmp_path / "b.csv")
     for name, first in (("a.parquet", 0), ("b.csv", 10)):
-        stream = list(open_tables(str(tmp_path / name), "--input").rows(["id"]))
+        stream = list(open_tables(str(tmp_path / name), "--input", "id").rows(["id"]))
         assert [rows.batch.num_rows for rows in stream] == [4, 4, 2]
         assert stream[1].batch["id"][1].as_py() == first + 5
         assert stream[1].place(1) == f"{tmp_path / name} row 6"
@@ -143,3 +145,33 @@ def test_a_missing_column_has_a_nearest_name():
     assert line == "--exclude: column spnd is not in table.csv; did you mean spend?"
     line = str(missing_column("x", "--exclude", ["id", "spend"], "table.csv"))
     assert re.search(r"it has id, spend$", line)
+
+
+def csv_types(path, lines: list[str]) -> list[str]:
+    path.write_text("id,spend\n" + "\n".join(lines) + "\n")
+    return [str(kind) for kind in open_tables(str(path), "--input", "id", all_types=True).schema.types]
+
+
+@pytest.mark.parametrize("late", ["007", "+7", " 7", "x7", "7.0", "99999999999999999999"])
+def test_ids_of_csv_are_text_if_one_of_them_is(tmp_path, late):
+    lines = [f"{index},1" for index in range(100, 200_000)]
+    assert csv_types(tmp_path / "a.csv", lines)[0] == "int64"
+    assert csv_types(tmp_path / "a.csv", [*lines, f"{late},1"])[0] == "string"
+    assert read_ids(tmp_path / "a.csv")[-2:] == ["199999", late]
+
+
+@pytest.mark.parametrize(
+    ("late", "expected"),
+    [("2.5", "double"), ("x", "string"), ("true", "bool"), ("2020-01-31", "timestamp[us]"), ("", "null")],
+)
+def test_the_type_of_a_csv_column_depends_on_its_last_row(tmp_path, late, expected):
+    lines = [f"{index}," for index in range(200_000)]
+    assert csv_types(tmp_path / "a.csv", [*lines, f"200000,{late}"]) == ["int64", expected]
+
+
+@pytest.mark.parametrize("num_rows", [5, 200_000])
+def test_a_number_column_with_a_late_text_is_said_to_be_text(tmp_path, caplog, monkeypatch, num_rows):
+    monkeypatch.setattr(tables.LOGGER, "propagate", True)
+    lines = [f"{index},{index}.5" for index in range(num_rows)]
+    assert csv_types(tmp_path / "a.csv", [*lines, f"{num_rows},abc"])[1] == "string"
+    assert f"a.csv row {num_rows + 1}: column spend is 'abc': the numbers in it are read as text" in caplog.text

@@ -70,6 +70,7 @@ def _program(num_features: int, num_horizons: int) -> Program:
         missing_rate=np.zeros(num_features, np.float32),
         knots=np.zeros((num_features, len(KNOT_LEVELS)), np.float32),
         vocabularies=(),
+        category_counts=(),
         positive_quantiles=np.tile(np.exp(5.0 * LABEL_LEVELS), (num_horizons, 1)),
         positive_rate=np.full(num_horizons, 0.3),
         label_mean=np.full(num_horizons, 10.0),
@@ -211,34 +212,41 @@ def _machine() -> str:
 
 def _print_report(program: Program, seconds: dict[str, np.ndarray]) -> None:
     train, num_replicas = program.config.train, len(program.specs)
-    rows = train.batch_size * train.steps_per_dispatch
-    step = seconds["train step"]
-    several, flop, square_flop = seconds["several horizons"], _num_flop(program), 2 * _SQUARE_SIZE**3
-    lines = [("train step, words in memory", step, rows, "", step / step)]
+    step, several = seconds["train step"], seconds["several horizons"]
+    lines = [("train step, rows in memory", step, 1, "")]
     for name in ("PyTorch eager", "PyTorch compiled"):
         if name in seconds:
-            lines.append((name, seconds[name], rows, "speed-up over it", seconds[name] / step))
+            lines.append((name, seconds[name], 1, f"{_spread(seconds[name] / step, 2)} times as fast"))
     lines += [
-        ("its matrix products alone", seconds["products"], rows, "share of that ceiling", seconds["products"] / step),
-        ("end to end from the store on disk", seconds["store"], rows, "of the step in memory", step / seconds["store"]),
-        (f"{num_replicas} horizons in one program", several, rows * num_replicas, f"against {num_replicas} single",
-         num_replicas * step / several),
-    ]  # fmt: skip
-    print(
-        f"Command: python launch/benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}\nMachine: {_machine()}"
-    )
+        (
+            "its matrix products alone",
+            seconds["products"],
+            1,
+            f"{_spread(seconds['products'] / step, 2)} of the ceiling",
+        ),
+        ("end to end from the store on disk", seconds["store"], 1, f"{_spread(step / seconds['store'], 2)} of it kept"),
+        (
+            f"{num_replicas} horizons in one program",
+            several,
+            num_replicas,
+            f"{_spread(num_replicas * step / several, 2)} of {num_replicas} single ones' speed",
+        ),
+    ]
+    print(f"Command: python launch/benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}")
+    print(f"Machine: {_machine()}")
     print(f"F={len(program.schema.numeric)}, batch {train.batch_size}, S={train.steps_per_dispatch}, float32; ", end="")
     print(f"median of {_ROUNDS.value} interleaved rounds (smallest-largest)\n")
-    print("| | rows/s | ms per step | ratio of the train step |\n| --- | --- | --- | --- |")
-    for name, values, count, meaning, ratio in lines:
+    print("| | rows/s and model | ms per step | the train step beside it |\n| --- | --- | --- | --- |")
+    for name, values, num_models, ratio in lines:
         ms_per_step = 1e3 * values / train.steps_per_dispatch
-        cell = f"{_spread(ratio, 2)} {meaning}" if meaning else ""
-        print(f"| {name} | {_spread(count / values, 0)} | {_spread(ms_per_step, 1)} | {cell} |")
+        rows_per_s = num_models * train.batch_size * train.steps_per_dispatch / values
+        print(f"| {name} | {_spread(rows_per_s, 0)} | {_spread(ms_per_step, 1)} | {ratio} |")
+    flop = _num_flop(program)
     own = flop * train.steps_per_dispatch / step / 1e9
-    square = square_flop / seconds["square"] / 1e9
-    print(f"\nMatrix products of a step: {flop / 1e9:.2f} GFLOP, {_spread(own, 0)} GFLOP/s within the step; ")
-    print(f"a {_SQUARE_SIZE} x {_SQUARE_SIZE} product alone: {_spread(square, 0)} GFLOP/s; ", end="")
-    print(f"share of that peak: {_spread(own / square, 2)}.")
+    square = 2 * _SQUARE_SIZE**3 / seconds["square"] / 1e9
+    print(f"\nThe step's matrix products are {flop / 1e9:.2f} GFLOP: {_spread(own, 0)} GFLOP/s over the whole step.")
+    print(f"A {_SQUARE_SIZE} x {_SQUARE_SIZE} product alone reaches {_spread(square, 0)} GFLOP/s; ", end="")
+    print(f"the step has {_spread(own / square, 2)} of that.")
 
 
 def _main() -> None:

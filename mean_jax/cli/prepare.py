@@ -24,8 +24,9 @@ _ID_COLUMN = flags.DEFINE_string(
 )
 _LABEL_COLUMNS = flags.DEFINE_list(
     "label_columns",
-    ["cltv_30", "cltv_90", "cltv_180", "cltv_365"],
-    "Label columns, one per horizon: amounts >= 0 in currency, null where not fully observed.",
+    None,
+    "Label columns, one per horizon: amounts >= 0 in currency, null where not fully observed; "
+    "by default all that are called cltv_<days>, such as cltv_30, cltv_90, cltv_180 and cltv_365.",
     flag_values=_FLAGS,
 )
 _EXCLUDE = flags.DEFINE_list("exclude", [], "Columns to leave out; all others are features.", flag_values=_FLAGS)
@@ -60,7 +61,7 @@ def _main() -> None:
         raise UserError(f"--split={','.join(_SPLIT.value)}: expected numbers such as 0.7,0.1,0.2") from None
     options = PrepareOptions(
         id_column=_ID_COLUMN.value,
-        label_columns=tuple(_LABEL_COLUMNS.value),
+        label_columns=None if _LABEL_COLUMNS.value is None else tuple(_LABEL_COLUMNS.value),
         excluded=tuple(_EXCLUDE.value),
         split=split,
         split_seed=_SPLIT_SEED.value,

@@ -1,7 +1,6 @@
 """Streaming a labelled customer table: rows with checked labels, id hashes and splits."""
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 
 import numpy as np
 import pyarrow as pa
@@ -42,8 +41,7 @@ class LabelledReader:
     """Streams the input with id hashes, split numbers and checked labels."""
 
     def __init__(self, source: TableSource, schema: Schema) -> None:
-        # The types that Arrow guesses for a CSV file are those of its first rows only.
-        self._source = dataclasses.replace(source, column_types=schema.csv_types())
+        self._source = source
         self._schema = schema
         self._edges = np.cumsum(schema.split)[:2]
         self._split_salt = 2 * schema.split_seed  # odd salts are for other uses

@@ -18,12 +18,12 @@ from mean_jax.data import hashing
 from mean_jax.data.ids import count_unique_ids
 from mean_jax.data.labelled import LabelledReader
 from mean_jax.data.schema import Schema, infer_schema
-from mean_jax.data.statistics import Statistics
+from mean_jax.data.statistics import Statistics, useless_label
 from mean_jax.data.store import ID_COLUMN, KIND, MANIFEST_NAME, SPLITS, VERSION, Shard
 from mean_jax.data.tables import open_tables
 from mean_jax.data.transform import RowEncoder, Transform, category_texts, numeric_block
 from mean_jax.errors import UserError
-from mean_jax.fileio import atomic_folder, file_sha256, write_json
+from mean_jax.fileio import atomic_folder, file_sha256, require_new_folder, write_json
 from mean_jax.log import LOGGER
 
 SHARD_BYTES = 256 << 20
@@ -35,7 +35,7 @@ class PrepareOptions:
     """What the user chose; see the flags of mean-jax-prepare."""
 
     id_column: str = "customer_id"
-    label_columns: Sequence[str] = ("cltv_30", "cltv_90", "cltv_180", "cltv_365")
+    label_columns: Sequence[str] | None = None  # all that are called cltv_<number>
     excluded: Sequence[str] = ()
     split: Sequence[float] = (0.7, 0.1, 0.2)
     split_seed: int = 0
@@ -62,13 +62,14 @@ def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where:
     statistics = Statistics(schema)
     rows_per_split = np.zeros(len(SPLITS), np.int64)
     num_unlabelled = 0
-    known_in_validation_T = np.zeros(len(schema.labels), np.int64)
+    known_in_validation_T, positive_in_validation_T = np.zeros((2, len(schema.labels)), np.int64)
     for rows, hashes_B, split_B, labels_BxT in reader("fit"):
         has_label_B = ~np.isnan(labels_BxT).all(axis=1)
         num_unlabelled += int((~has_label_B).sum())
         rows_per_split += np.bincount(split_B[has_label_B], minlength=len(SPLITS))
         is_validation_B = split_B == SPLITS.index("validation")
         known_in_validation_T += (~np.isnan(labels_BxT[is_validation_B])).sum(axis=0)
+        positive_in_validation_T += (labels_BxT[is_validation_B] > 0).sum(axis=0)
         is_train_B = has_label_B & (split_B == SPLITS.index("train"))
         train = rows.batch.filter(pa.array(is_train_B))
         texts = [category_texts(train.column(name), name) for name in schema.categorical]
@@ -80,9 +81,10 @@ def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where:
             mend = f"column {options.split_column}" if options.split_column else "--split or the number of rows"
             raise UserError(f"{where}: the {split} split has no rows with a known label; change {mend}")
     transform = statistics.fit(options.min_category_count)
-    for label, count in zip(schema.labels, known_in_validation_T, strict=True):
-        if count == 0:
-            raise UserError(f"--label_columns: {label} has no value in the validation split; leave it out")
+    counts = zip(schema.labels, known_in_validation_T, positive_in_validation_T, strict=True)
+    for label, num_known, num_positive in counts:
+        if num_positive == 0:  # the ranking, and so early stopping, would be blind
+            raise useless_label(label, "is never above zero" if num_known else "has no value", "validation")
     return _Fitted(transform, rows_per_split, num_unlabelled)
 
 
@@ -166,9 +168,10 @@ def prepare(input_path: str, output: Path, options: PrepareOptions) -> None:
       options: roles of columns and the split.
 
     Raises:
-      UserError: see the bad inputs that the README lists; nothing is written then.
+      UserError: the input, a column, a row or an option is not usable; nothing is written then.
     """
-    source = open_tables(input_path, "--input")
+    require_new_folder(output)
+    source = open_tables(input_path, "--input", options.id_column, all_types=True)
     schema = infer_schema(
         source.schema,
         input_path,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,10 @@ from mean_jax.types import RowLayout
 KIND = "mean-jax schema"
 VERSION = 1
 FILE_NAME = "schema.json"
+# As mean-jax-features names its labels: the spend of the days to come.
+_LABEL_PATTERN = re.compile(r"cltv_\d+")
+# What the names of a label's columns in the scores end in.
+SCORE_SUFFIXES = ("", "_raw", "_percentile", "_buckets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +44,6 @@ class Schema:
     def layout(self) -> RowLayout:
         """How one row of the store divides into words."""
         return RowLayout(len(self.numeric), len(self.categorical), len(self.labels))
-
-    def csv_types(self) -> dict[str, pa.DataType]:
-        """Returns the types to read a CSV with; numbers are parsed later, with an error that names the row."""
-        id_type = pa.int64() if self.id_type.startswith(("int", "uint")) else pa.string()
-        texts = [*self.labels, *self.numeric, *self.categorical, *([self.split_column] if self.split_column else [])]
-        return {name: pa.string() for name in texts} | {self.id_name: id_type}
 
     def save(self, folder: Path) -> None:
         write_json(folder / FILE_NAME, KIND, VERSION, dataclasses.asdict(self))
@@ -75,43 +74,43 @@ def check_id_type(kind: pa.DataType, name: str) -> None:
         raise UserError(f"--id_column={name}: is of type {kind}; ids are integers or text")
 
 
-def infer_schema(
-    table: pa.Schema,
-    where: object,
-    id_column: str,
-    label_columns: Sequence[str],
-    excluded: Sequence[str],
-    split: Sequence[float],
-    split_seed: int,
-    split_column: str | None,
-) -> Schema:
-    """Returns the roles of the table's columns: all that is not id, label, split or excluded is a feature.
+def _choose_labels(names: Sequence[str], label_columns: Sequence[str] | None, excluded: Sequence[str]) -> list[str]:
+    """Returns the given labels, or else all cltv_<number> columns in numeric order."""
+    if label_columns is not None:
+        if not label_columns:
+            raise UserError("--label_columns: is empty; name at least one label column")
+        return list(label_columns)
+    found = [name for name in names if _LABEL_PATTERN.fullmatch(name) and name not in excluded]
+    if not found:
+        raise UserError("--label_columns: the table has no column cltv_<days>; name the labels with this flag")
+    return sorted(found, key=lambda name: int(name.removeprefix("cltv_")))
 
-    Raises:
-      UserError: a named column does not exist, a role is given twice, a type cannot be used, or no feature is left.
-    """
-    named = [(id_column, "--id_column"), *((name, "--label_columns") for name in label_columns)]
-    named += [(split_column, "--split_column")] if split_column else []
-    for name, flag in [*named, *((name, "--exclude") for name in excluded)]:
-        if name not in table.names:
-            raise missing_column(name, flag, table.names, where)
-    if not label_columns:
-        raise UserError("--label_columns: is empty; name at least one label column")
-    roles = [id_column, *label_columns, *([split_column] if split_column else [])]
-    for name in roles:
-        if roles.count(name) > 1 or name in excluded:
-            raise UserError(
-                f"column {name} has two roles among --id_column, --label_columns, --split_column and --exclude"
-            )
-    if all(pa.types.is_null(field.type) for field in table):  # as Arrow types a CSV file that has only a header
-        raise UserError(f"{where}: has no rows")
-    check_id_type(table.field(id_column).type, id_column)
-    for name in label_columns:
-        if not is_numeric(table.field(name).type):
-            raise UserError(f"--label_columns: {name} is of type {table.field(name).type}; a label is an amount")
+
+def _check_no_leak(names: Sequence[str], left_out: Sequence[str]) -> None:
+    """Raises UserError if the label of another horizon would be a feature."""
+    leaks = ",".join(name for name in names if _LABEL_PATTERN.fullmatch(name) and name not in left_out)
+    if leaks:
+        raise UserError(
+            f"column {leaks} would be a feature that holds the future; "
+            f"leave out with --exclude={leaks} or add to --label_columns"
+        )
+
+
+def _check_label_names(id_column: str, labels: Sequence[str]) -> None:
+    """Raises UserError if two horizons, or two columns of the scores, would have one name."""
+    horizons = [label.removeprefix("cltv_") for label in labels]
+    scores = [id_column, *(label + end for label in labels for end in SCORE_SUFFIXES)]
+    for names, what in ((horizons, "horizon"), (scores, "column of the scores")):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"--label_columns={','.join(labels)}: two would be the {what} {twice}; rename a column")
+
+
+def _features(table: pa.Schema, left_out: Sequence[str], where: object) -> tuple[list[str], list[str]]:
+    """Returns the numeric and the categorical columns."""
     numeric, categorical = [], []
     for field in table:
-        if field.name in roles or field.name in excluded:
+        if field.name in left_out:
             continue
         if is_numeric(field.type):
             numeric.append(field.name)
@@ -125,10 +124,52 @@ def infer_schema(
             )
     if not numeric and not categorical:
         raise UserError(f"{where}: no feature column is left besides id and labels")
+    return numeric, categorical
+
+
+def infer_schema(
+    table: pa.Schema,
+    where: object,
+    id_column: str,
+    label_columns: Sequence[str] | None,
+    excluded: Sequence[str],
+    split: Sequence[float],
+    split_seed: int,
+    split_column: str | None,
+) -> Schema:
+    """Returns the roles of the table's columns: all that is not id, label, split or excluded is a feature.
+
+    Without `label_columns`, every column cltv_<number> that is not excluded is a label, in the order of the numbers.
+
+    Raises:
+      UserError: a named column does not exist, a role or name is given twice, a cltv_<number> column has no role,
+        a type cannot be used, or no feature is left.
+    """
+    named = [(id_column, "--id_column"), *((name, "--label_columns") for name in label_columns or ())]
+    named += [(split_column, "--split_column")] if split_column else []
+    for name, flag in [*named, *((name, "--exclude") for name in excluded)]:
+        if name not in table.names:
+            raise missing_column(name, flag, table.names, where)
+    labels = _choose_labels(table.names, label_columns, [*excluded, id_column, split_column or ""])
+    roles = [id_column, *labels, *([split_column] if split_column else [])]
+    for name in roles:
+        if roles.count(name) > 1 or name in excluded:
+            raise UserError(
+                f"column {name} has two roles among --id_column, --label_columns, --split_column and --exclude"
+            )
+    _check_label_names(id_column, labels)
+    _check_no_leak(table.names, [*roles, *excluded])
+    if all(pa.types.is_null(field.type) for field in table):  # as Arrow types a CSV file that has only a header
+        raise UserError(f"{where}: has no rows")
+    check_id_type(table.field(id_column).type, id_column)
+    for name in labels:
+        if not is_numeric(table.field(name).type):
+            raise UserError(f"--label_columns: {name} is of type {table.field(name).type}; a label is an amount")
+    numeric, categorical = _features(table, [*roles, *excluded], where)
     return Schema(
         id_name=id_column,
         id_type=str(table.field(id_column).type),
-        labels=tuple(label_columns),
+        labels=tuple(labels),
         numeric=tuple(numeric),
         categorical=tuple(categorical),
         split=tuple(split),

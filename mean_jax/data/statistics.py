@@ -86,6 +86,14 @@ class RowSample:
         return self._rows
 
 
+def useless_label(label: str, problem: str, split: str) -> UserError:
+    """Returns the error for a label that cannot be learned or watched in a split."""
+    return UserError(
+        f"--label_columns: {label} {problem} in the {split} split; "
+        f"drop it from --label_columns and add --exclude={label}"
+    )
+
+
 class Statistics:
     """All that is fitted on the training split."""
 
@@ -125,12 +133,12 @@ class Statistics:
             counts = pc.value_counts(column)
             counter.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
 
-    def _check(self) -> None:
+    def _check(self, min_category_count: int) -> None:
         for label, known, positive in zip(self._schema.labels, self._label_moments.count, self._positive, strict=True):
             if known == 0:
-                raise UserError(f"--label_columns: {label} has no value in the training split; leave it out")
+                raise useless_label(label, "has no value", "training")
             if positive == 0:
-                raise UserError(f"--label_columns: {label} is zero in the whole training split; leave it out")
+                raise useless_label(label, "is never above zero", "training")
         empty = [name for name, count in zip(self._schema.numeric, self._raw.count, strict=True) if count == 0]
         is_flat = (self._low == self._high) & (self._raw.count == self.num_rows)
         constant = [name for name, flat in zip(self._schema.numeric, is_flat, strict=True) if flat]
@@ -145,6 +153,16 @@ class Statistics:
             raise UserError(
                 f"{' and '.join(texts)} in the training split; leave out with --exclude={','.join(empty + constant)}"
             )
+        rare = [
+            name
+            for name, counter in zip(self._schema.categorical, self._categories, strict=True)
+            if max(count for value, count in counter.items() if value is not None) < min_category_count
+        ]
+        if rare:
+            raise UserError(
+                f"column {', '.join(rare)} has no value that stands in {min_category_count} training rows; leave out "
+                f"with --exclude={','.join(rare)} or lower --min_category_count={min_category_count}"
+            )
 
     def fit(self, min_category_count: int) -> Transform:
         """Returns the fitted transform.
@@ -153,19 +171,23 @@ class Statistics:
           min_category_count: values seen less often share the unknown entry, which so gets trained.
 
         Raises:
-          UserError: a column is constant or without values, or a label has no positive value.
+          UserError: a column is constant, without values or without a frequent one, or a label has no positive value.
         """
-        self._check()
+        self._check(min_category_count)
         sample_PxC = self._features.rows.astype(np.float64)
         is_log = _kurtosis(sample_PxC) > _HEAVY_TAIL_KURTOSIS
         std = np.where(is_log, self._log.std, self._raw.std)
         quantiles = [np.quantile(sample.rows, LABEL_LEVELS) for sample in self._positive_labels]
-        vocabularies = []
+        vocabularies, category_counts = [], []
         for counter in self._categories:
             frequent = [
                 (value, count) for value, count in counter.items() if value is not None and count >= min_category_count
             ]
-            vocabularies.append(tuple(value for value, _ in sorted(frequent, key=lambda item: (-item[1], item[0]))))
+            frequent.sort(key=lambda item: (-item[1], item[0]))
+            vocabularies.append(tuple(value for value, _ in frequent))
+            counts = [count for _, count in frequent]
+            num_missing = counter[None]
+            category_counts.append((counter.total() - num_missing - sum(counts), num_missing, *counts))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a column whose values all lie outside the sample
             knots = np.nan_to_num(np.nanquantile(sample_PxC, KNOT_LEVELS, axis=0).T)
@@ -177,6 +199,7 @@ class Statistics:
             missing_rate=(1.0 - self._raw.count / self.num_rows).astype(np.float32),
             knots=knots.astype(np.float32),
             vocabularies=tuple(vocabularies),
+            category_counts=tuple(category_counts),
             positive_quantiles=np.stack(quantiles),
             positive_rate=self._positive / self._label_moments.count,
             label_mean=self._label_moments.mean,

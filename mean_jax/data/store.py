@@ -1,6 +1,6 @@
 """The training store: shards of fixed-width raw rows, mapped into memory, with ids in side files.
 
-A row is `Schema.num_row_words` four-byte words: float32 numeric values (NaN missing), int32 category codes, float32
+A row is `Schema.layout.num_words` four-byte words: float32 numeric values (NaN missing), int32 category codes, float32
 labels in currency (NaN unknown). Rows stand in an order that depends on nothing but their ids. `manifest.json` names
 every shard with its row count and checksum and holds the fitted transform; it is written last.
 """

@@ -35,6 +35,7 @@ class Transform:
     missing_rate: np.ndarray  # [C] float32, share of training rows
     knots: np.ndarray  # [C, 65] float32, quantiles of the raw values
     vocabularies: tuple[tuple[str, ...], ...]  # [D], values by falling frequency; value i has code i + 2
+    category_counts: tuple[tuple[int, ...], ...]  # [D], training rows per code: unknown, missing, values
     positive_quantiles: np.ndarray  # [T, 1001] float64, currency, of the positive labels
     positive_rate: np.ndarray  # [T] float64, share of positive among the known labels
     label_mean: np.ndarray  # [T] float64, currency
@@ -50,18 +51,19 @@ class Transform:
     def from_dict(cls, content: dict[str, Any]) -> "Transform":
         """Returns the transform of `to_dict`."""
         dtypes = {"is_log": bool, "positive_quantiles": float, "positive_rate": float, "label_mean": float}
-        arrays = {
-            key: np.asarray(value, dtypes.get(key, np.float32))
-            for key, value in content.items()
-            if key != "vocabularies"
+        tuples: dict[str, Any] = {
+            key: tuple(tuple(values) for values in content[key]) for key in ("vocabularies", "category_counts")
+        }
+        arrays: dict[str, Any] = {
+            key: np.asarray(value, dtypes.get(key, np.float32)) for key, value in content.items() if key not in tuples
         }
         arrays["knots"] = arrays["knots"].reshape(-1, len(KNOT_LEVELS))
-        return cls(vocabularies=tuple(tuple(values) for values in content["vocabularies"]), **arrays)
+        return cls(**tuples, **arrays)
 
     def encoder_constants(self) -> EncoderConstants:
         """Returns what the models' input encoder needs."""
-        sizes = tuple(len(values) + FIRST_VALUE_CODE for values in self.vocabularies)
-        return EncoderConstants(self.is_log, self.mean, self.std, self.missing_rate > 0, self.knots, sizes)
+        counts = tuple(np.array(values, np.int64) for values in self.category_counts)
+        return EncoderConstants(self.is_log, self.mean, self.std, self.missing_rate > 0, self.knots, counts)
 
 
 def _decoded(column: pa.Array) -> pa.Array:

@@ -218,7 +218,7 @@ def evaluate(workdir: str, data: str, split: str, output: Path, num_resamples: i
       num_resamples: of the bootstrap intervals.
 
     Raises:
-      UserError: see the bad inputs that the README lists.
+      UserError: the input, a column, a row or an option is not usable; nothing is written then.
     """
     run = load_run(workdir)
     program = run.program

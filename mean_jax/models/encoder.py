@@ -69,6 +69,16 @@ def embedding_width(vocabulary_size: int, config: EncoderConfig) -> int:
     return config.embedding_size or int(vocabulary_size**0.25) + 1
 
 
+def trained_rows(table_VxE: Array, count_V: np.ndarray) -> jax.Array:
+    """Returns the embedding table with the mean training row in place of the codes that training never saw.
+
+    Without rare or missing values in the training split their codes get no gradient, and a random vector would be
+    their score.
+    """
+    mean_1xE = jnp.asarray(count_V / count_V.sum(), jnp.float32)[None] @ table_VxE
+    return jnp.where(count_V[:, None] > 0, table_VxE, mean_1xE)
+
+
 class InputEncoder(nn.Module):
     """Concatenates encoded numeric columns, indicators of missing values and embedded categories."""
 
@@ -87,7 +97,8 @@ class InputEncoder(nn.Module):
             with_missing = np.flatnonzero(self.constants.has_missing)
             if len(with_missing):
                 parts.append(jnp.isnan(jnp.take(numeric_BxC, with_missing, axis=1)).astype(jnp.float32))
-        for column, size in enumerate(self.constants.vocabulary_sizes):
-            embed = nn.Embed(size, embedding_width(size, self.config), name=f"embedding_{column}")
-            parts.append(embed(categorical_BxD[:, column]))
+        for column, count_V in enumerate(self.constants.category_counts):
+            shape = (len(count_V), embedding_width(len(count_V), self.config))
+            table_VxE = self.param(f"embedding_{column}", nn.linear.default_embed_init, shape)
+            parts.append(jnp.take(trained_rows(table_VxE, count_V), categorical_BxD[:, column], axis=0))
         return jnp.concatenate(parts, axis=1)

@@ -5,10 +5,10 @@ and `_SUCCESS` comes last. A second call with the same run and input goes on aft
 """
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -77,6 +77,10 @@ def _open_job(folder: Path, identity: dict[str, Any]) -> _Job:
     return job
 
 
+def _part_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
 def _skip(stream: Iterator[Rows], num_rows: int) -> Iterator[Rows]:
     """Yields the stream without its first rows."""
     for rows in stream:
@@ -143,18 +147,20 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
       rows_per_part: rows of each part file but the last.
 
     Raises:
-      UserError: see the bad inputs that the README lists.
+      UserError: the input, a column, a row or an option is not usable; nothing is written then.
     """
+    is_one_file = output.suffix == ".parquet"
+    if is_one_file or not (output / PROGRESS_NAME).exists():
+        require_free_output(output)  # before any work
     predictor = load(run, "--workdir")
     schema = predictor.run.program.schema
-    source = open_tables(input_path, "--input", schema.csv_types())
+    source = open_tables(input_path, "--input", schema.id_name)
     predictor.check_columns(source.schema.names, input_path)
     columns = [schema.id_name, *schema.numeric, *schema.categorical]
     ignored = [name for name in source.schema.names if name not in (*columns, *schema.labels)]
     if ignored:
         LOGGER.info("ignoring %d columns that the model does not use: %s", len(ignored), ", ".join(ignored[:10]))
-    if output.suffix == ".parquet":
-        require_free_output(output)
+    if is_one_file:
         num_rows = count_unique_ids(source, schema.id_name, "--input")
         with tqdm(total=num_rows, desc="score", unit=" rows", unit_scale=True, disable=None) as progress:
             return _write_part(output, predictor, source.rows(columns), progress)
@@ -163,13 +169,18 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
         "input": _describe_input(source),
         "rows_per_part": rows_per_part,
     }
+    is_new_folder, is_new_job = not output.exists(), not (output / PROGRESS_NAME).exists()
     job = _open_job(output, identity)
     num_rows = count_unique_ids(source, schema.id_name, "--input")
     try:
         _write_parts(job, predictor, source, columns, num_rows, rows_per_part)
     except BaseException:
-        if not job.parts:  # nothing worth keeping: leave no trace
-            shutil.rmtree(output, ignore_errors=True)
+        if is_new_job and not job.parts:  # nothing worth keeping: leave no trace of this call
+            for name in (PROGRESS_NAME, _part_name(0)):
+                (output / name).unlink(missing_ok=True)
+            if is_new_folder:
+                with contextlib.suppress(OSError):  # others may have written there meanwhile
+                    output.rmdir()
         raise
     return num_rows
 
@@ -183,7 +194,7 @@ def _write_parts(
     bar = tqdm(total=num_rows, initial=job.num_rows, desc="score", unit=" rows", unit_scale=True, disable=None)
     with bar as progress:
         for part in _parts(stream, rows_per_part):
-            path = job.folder / f"part-{len(job.parts):05d}.parquet"
+            path = job.folder / _part_name(len(job.parts))
             count = _write_part(path, predictor, part, progress)
             job.parts.append({"file": path.name, "rows": count, "sha256": file_sha256(path)})
             job.save()
