@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mean_jax.models.encoder import MAX_STANDARDISED
 from mean_jax.run import Program
 
 
@@ -76,7 +77,8 @@ class TorchMean(nn.Module):
         known_BxC = torch.where(is_missing_BxC, 0.0, numeric_BxC)
         logged_BxC = torch.sign(known_BxC) * torch.log1p(torch.abs(known_BxC))
         chosen_BxC = torch.where(self.is_log, logged_BxC, known_BxC)
-        return torch.where(is_missing_BxC, 0.0, (chosen_BxC - self.mean) * self.inverse_std)
+        scaled_BxC = ((chosen_BxC - self.mean) * self.inverse_std).clamp(-MAX_STANDARDISED, MAX_STANDARDISED)
+        return torch.where(is_missing_BxC, 0.0, scaled_BxC)
 
     def _outputs(self, numeric_BxC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns value [B], log_theta [B, N] and logits [B, N]."""
