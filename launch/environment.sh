@@ -16,8 +16,9 @@ find_python() {
 
 extras=${1:-}
 stamp=".venv/.installed${extras//[^a-z]/-}"
-if [ ! -x .venv/bin/python ]; then
-  "$(find_python)" -m venv .venv
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # absent, or left half made
+  python=$(find_python)
+  "$python" -m venv --clear .venv
 fi
 # shellcheck disable=SC1091
 source .venv/bin/activate
