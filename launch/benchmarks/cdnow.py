@@ -34,7 +34,7 @@ _NUM_SEEDS = flags.DEFINE_integer(
 )
 _SPLIT_SEEDS = flags.DEFINE_list(
     "split_seeds",
-    ["26", "0", "1", "2", "3", "4", "5", "6", "7"],
+    ["26", "8", "9", "10", "11", "12", "13", "14", "15"],
     "Split seeds; the first one is that of the quickstart.",
     flag_values=_FLAGS,
 )
