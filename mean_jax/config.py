@@ -84,6 +84,20 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """A number of the model's config that varies by replica, so that one program trains all its values."""
+
+    field: str = ""  # one of the SCALARS of the model's config; empty: no sweep
+    values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.field) == bool(self.values), "sweep.values", self.values, "values exactly if sweep.field is set"
+        )
+        require(len(set(self.values)) == len(self.values), "sweep.values", self.values, "different numbers")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything a run is made from, besides its store."""
 
@@ -91,6 +105,15 @@ class Config:
     encoder: EncoderConfig = EncoderConfig()
     labels: LabelConfig = LabelConfig()
     train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+
+    def __post_init__(self) -> None:
+        if self.sweep.field:
+            require(
+                self.sweep.field in self.model.SCALARS, "sweep.field", self.sweep.field, " or ".join(self.model.SCALARS)
+            )
+        for value in self.sweep.values:  # each must be a value that the field itself accepts
+            dataclasses.replace(self.model, **{self.sweep.field: value})
 
 
 def to_config_dict(model: Any) -> ConfigDict:

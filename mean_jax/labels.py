@@ -18,13 +18,18 @@ class LabelConstants(NamedTuple):
 
     scale: Array  # [T] float32, (transformed) currency per unit of the training scale
     edges: Array  # [T, N-1] float32, currency; upper edges of the positive buckets, the last one infinite
+    quantiles: Array  # [T, Q] float32, training scale; quantiles of the positive labels at equally spaced levels 0..1
+    positive_rate: Array  # [T] float32, share of positive labels among the known ones
 
 
-def fit_label_constants(positive_quantiles_TxQ: np.ndarray, config: LabelConfig) -> LabelConstants:
-    """Returns scale and bucket edges per horizon.
+def fit_label_constants(
+    positive_quantiles_TxQ: np.ndarray, positive_rate_T: np.ndarray, config: LabelConfig
+) -> LabelConstants:
+    """Returns scale, bucket edges and the distribution of the scaled labels per horizon.
 
     Args:
       positive_quantiles_TxQ: quantiles of the positive training labels in currency, at equally spaced levels 0..1.
+      positive_rate_T: share of positive training labels.
       config: the scale (a number, or fitted so that `scale_quantile` of the positives maps to `cap`) and N.
     """
     levels_Q = np.linspace(0.0, 1.0, positive_quantiles_TxQ.shape[1])
@@ -40,7 +45,9 @@ def fit_label_constants(positive_quantiles_TxQ: np.ndarray, config: LabelConfig)
     num_positive = config.num_buckets - 1
     inner = [quantile(index / num_positive) for index in range(1, num_positive)]
     edges_TxE = np.stack([*inner, np.full(len(scale_T), np.inf)], axis=1)
-    return LabelConstants(scale_T.astype(np.float32), edges_TxE.astype(np.float32))
+    scaled_TxQ = to_scaled(positive_quantiles_TxQ, scale_T[:, None], config)
+    arrays = (scale_T, edges_TxE, scaled_TxQ, np.asarray(positive_rate_T))
+    return LabelConstants(*(array.astype(np.float32) for array in arrays))
 
 
 def make_targets(labels_BxK: Array, constants: LabelConstants, mask_B: Array, config: LabelConfig) -> Targets:

@@ -34,7 +34,7 @@ from mean_jax.training.state import ReplicaSpec, TrainState, Variables, init_sta
 
 TRANSFORM_KIND, TRANSFORM_VERSION = "mean-jax transform", 1
 CALIBRATION_KIND, CALIBRATION_VERSION = "mean-jax calibration", 1
-RUN_KIND, RUN_VERSION = "mean-jax run", 1
+RUN_KIND, RUN_VERSION = "mean-jax run", 2
 CONFIG_NAME, TRANSFORM_NAME = "config.json", "transform.json"
 CALIBRATION_NAME, RUN_NAME = "calibration.json", "run.json"
 BEST, LATEST = Path("checkpoints/best"), Path("checkpoints/latest")
@@ -53,13 +53,15 @@ class Program:
     @functools.cached_property
     def label_constants(self) -> LabelConstants:
         """Scale and bucket edges of all T horizons."""
-        return fit_label_constants(self.transform.positive_quantiles, self.config.labels)
+        transform = self.transform
+        return fit_label_constants(transform.positive_quantiles, transform.positive_rate, self.config.labels)
 
     @functools.cached_property
     def specs(self) -> tuple[ReplicaSpec, ...]:
         """The replicas that the configuration asks for."""
-        train = self.config.train
-        return plan_replicas(len(self.schema.labels), train.seed, train.num_seeds, self.config.model.multi_task)
+        config, train = self.config, self.config.train
+        num_horizons = len(self.schema.labels)
+        return plan_replicas(num_horizons, train.seed, train.num_seeds, config.model.multi_task, config.sweep)
 
     @functools.cached_property
     def model(self) -> Any:

@@ -25,7 +25,7 @@ def mlp(x, layers, num_hidden):
 
 def expert(x, params, j, mean, variance):
     """One E_j: Dense, BatchNorm, ReLU, on its own."""
-    kernel = np.asarray(params["kernel"], np.float64)[:, j]
+    kernel = np.asarray(params["kernel_0"], np.float64)[:, j]
     size = kernel.shape[1]
     hidden = x @ kernel
     columns = slice(j * size, (j + 1) * size)

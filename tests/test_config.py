@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+import re
 
 import pytest
 
@@ -119,3 +120,17 @@ def test_a_broken_config_file_is_named(tmp_path: Path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=rf"--config={path}: {message}"):
         load_config(str(path), ["train.seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["sweep.field=expert_size", "sweep.values=(4.0,)"], "sweep.field=expert_size: expected huber_delta or"),
+        (["sweep.field=tau"], "sweep.values=(): expected values exactly if"),
+        (["sweep.field=tau", "sweep.values=(1.0, 1.0)"], "expected different numbers"),
+        (["sweep.field=tau", "sweep.values=(1.0, -2.0)"], "model.tau=-2.0: expected a positive number"),
+    ],
+)
+def test_a_sweep_that_cannot_be_trained_is_refused(overrides, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        parse_config(load_config("mean", overrides), MODEL_CONFIGS)

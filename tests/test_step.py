@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mean_jax.config import SweepConfig
 from mean_jax.data.pipeline import padded_batches, train_dispatches
 from mean_jax.models.encoder import InputEncoder
 from mean_jax.run import Program
 from mean_jax.training import step as step_lib
-from mean_jax.training.state import ReplicaSpec, Variables, init_state, plan_replicas
+from mean_jax.training.state import ReplicaSpec, init_state, plan_replicas
 from tests import mean_oracle
 from tests.conftest import tiny_config
 
@@ -102,8 +103,21 @@ def test_rows_without_a_label_change_nothing_for_their_replica(program, words_Sx
     )
 
 
+def test_a_swept_value_trains_as_a_run_of_its_own(store, words_SxBxW):
+    swept = Program(tiny_config("sweep.field=tau", "sweep.values=(1.0, 4.0)"), store.schema, store.transform)
+    assert [spec.scalars for spec in swept.specs] == [(("tau", 1.0),)] * 2 + [(("tau", 4.0),)] * 2
+    together, _ = dispatch_of(swept)(swept.init_state(), words_SxBxW)
+    for index, tau in enumerate((1.0, 4.0)):
+        alone = Program(tiny_config(f"model.tau={tau}"), store.schema, store.transform)
+        solo, _ = dispatch_of(alone)(alone.init_state(), words_SxBxW)
+        part = jax.tree.map(lambda leaf, i=index: leaf[2 * i : 2 * i + 2], together.replicas.variables)
+        assert_trees_close(part, solo.replicas.variables, rtol=1e-4, atol=1e-6)
+    first, second = (together.replicas.variables.params["head_0"]["dam"]["Dense_0"]["kernel"][r] for r in (0, 2))
+    assert not np.allclose(first, second)
+
+
 def test_plan_replicas_of_one_network_for_all_horizons():
-    assert plan_replicas(3, 5, 2, True) == (ReplicaSpec(5, (0, 1, 2)), ReplicaSpec(6, (0, 1, 2)))
+    assert plan_replicas(3, 5, 2, True, SweepConfig()) == (ReplicaSpec(5, (0, 1, 2)), ReplicaSpec(6, (0, 1, 2)))
 
 
 def end(state, metrics, epoch, patience=2):
@@ -115,7 +129,7 @@ def test_end_of_epoch_keeps_the_best_and_stops_per_replica(program):
 
     def with_params(state, value):
         params = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), state.replicas.variables.params)
-        variables = Variables(params, state.replicas.variables.batch_stats)
+        variables = state.replicas.variables._replace(params=params)
         return state._replace(replicas=state.replicas._replace(variables=variables))
 
     curves = [(0.5, np.nan), (0.6, 0.2), (0.6, 0.1), (0.4, 0.15), (0.9, 0.3)]

@@ -1,20 +1,21 @@
 """The models by the name that `config.model.name` gives."""
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from flax import linen as nn
-
+from mean_jax.models.base import Model
 from mean_jax.models.mean import Mean, MeanConfig
-
-Model: TypeAlias = nn.Module  # with the methods that ModelDefinition names
+from mean_jax.models.ziln import Ziln, ZilnConfig
 
 
 class ModelDefinition(NamedTuple):
-    """A Flax module with `loss`, `predict`, `bucket_probabilities` and `diagnostics`, and its config section."""
+    """A model and the config section that it reads."""
 
-    module: type[nn.Module]
+    module: type[Model]
     config: type
 
 
-MODELS = {"mean": ModelDefinition(Mean, MeanConfig)}
+MODELS = {
+    "mean": ModelDefinition(Mean, MeanConfig),
+    "ziln": ModelDefinition(Ziln, ZilnConfig),
+}
 MODEL_CONFIGS = {name: definition.config for name, definition in MODELS.items()}

@@ -1,4 +1,4 @@
-"""Blocks that several models share: stacks of dense layers, experts, gates."""
+"""Blocks that several models share: stacks of dense layers, alone or in parallel, and gates over experts."""
 
 from collections.abc import Sequence
 
@@ -26,26 +26,50 @@ class MLP(nn.Module):
 
 
 class Experts(nn.Module):
-    """M experts E_j of one Dense layer, BatchNorm and ReLU each, computed as one product (paper section 4.1)."""
+    """M networks of one shape and separate parameters on the same input, each layer computed as one product.
+
+    The layers are Dense, BatchNorm if `batch_norm_momentum` is given, and ReLU; then a linear layer of `output_size` if
+    that is not 0. MEAN's experts have one layer with BatchNorm (paper section 4.1), those of MMoE several without.
+    """
 
     num_experts: int
-    size: int
-    batch_norm_momentum: float
+    hidden_sizes: Sequence[int]
+    output_size: int = 0
+    batch_norm_momentum: float | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxD: Array, mask_B: Array, train: bool) -> jax.Array:
         """Returns expert_BxMxH; only rows under the mask enter the batch statistics."""
-        shape = (x_BxD.shape[1], self.num_experts, self.size)
-        kernel_DxMxH = self.param("kernel", nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2)), shape)
-        # No bias: the mean that BatchNorm subtracts would cancel it, and its shift takes the place.
-        # One matrix product over all experts: a contraction over a flat last axis runs as a plain GEMM everywhere.
-        flat_BxE = x_BxD.astype(self.dtype) @ kernel_DxMxH.reshape(shape[0], -1).astype(self.dtype)
-        norm = nn.BatchNorm(use_running_average=not train, momentum=self.batch_norm_momentum, dtype=self.dtype)
         # A batch without any labelled row would give 0/0; its loss is 0 whatever the statistics are.
         mask_B = jnp.asarray(mask_B) | ~jnp.any(mask_B)
-        hidden_BxE = nn.relu(norm(flat_BxE, mask=mask_B[:, None]))
-        return hidden_BxE.reshape(-1, *shape[1:])
+        hidden = jnp.asarray(x_BxD, self.dtype)
+        for index, size in enumerate(self.hidden_sizes):
+            # No bias before BatchNorm: the mean that it subtracts would cancel it, and its shift takes the place.
+            hidden = self._dense(hidden, index, size, use_bias=self.batch_norm_momentum is None)
+            if self.batch_norm_momentum is not None:
+                norm = nn.BatchNorm(use_running_average=not train, momentum=self.batch_norm_momentum, dtype=self.dtype)
+                flat_BxE = hidden.reshape(len(hidden), -1)
+                hidden = norm(flat_BxE, mask=mask_B[:, None]).reshape(hidden.shape)
+            hidden = nn.relu(hidden)
+        return self._dense(hidden, len(self.hidden_sizes), self.output_size) if self.output_size else hidden
+
+    def _dense(self, x: jax.Array, index: int, size: int, use_bias: bool = True) -> jax.Array:
+        """Returns [B, M, size] from x_BxD, which all experts read, or from x_BxMxH, of which each reads its own."""
+        num_experts, width = self.num_experts, x.shape[-1]
+        if x.ndim == 2:
+            init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+            kernel_DxMxH = self.param(f"kernel_{index}", init, (width, num_experts, size)).astype(self.dtype)
+            # One matrix product over all experts: a contraction over a flat last axis is a plain GEMM everywhere.
+            y_BxMxH = (x @ kernel_DxMxH.reshape(width, -1)).reshape(-1, num_experts, size)
+        else:
+            init = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+            kernel_MxDxH = self.param(f"kernel_{index}", init, (num_experts, width, size)).astype(self.dtype)
+            y_BxMxH = jnp.einsum("bmd,mdh->bmh", x, kernel_MxDxH)
+        if not use_bias:
+            return y_BxMxH
+        bias_MxH = self.param(f"bias_{index}", nn.initializers.zeros, (num_experts, size)).astype(self.dtype)
+        return y_BxMxH + bias_MxH[None]
 
 
 def softmax_gates(x_BxD: Array, num_gates: int, num_experts: int, dtype: jnp.dtype) -> jax.Array:

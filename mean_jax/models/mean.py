@@ -6,22 +6,25 @@ the mean attention theta towards each other from both sides.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from mean_jax import losses
-from mean_jax.config import EncoderConfig, require
+from mean_jax.config import require
+from mean_jax.labels import LabelConstants
 from mean_jax.models import blocks
-from mean_jax.models.encoder import InputEncoder
-from mean_jax.types import Array, EncoderConstants, Targets
+from mean_jax.models.base import Model, Outputs, Terms
+from mean_jax.types import Array, Targets
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanConfig:
     """The paper's settings (section 4.1) and the choices that it leaves open."""
+
+    SCALARS: ClassVar[tuple[str, ...]] = ("huber_delta", "kl_weight", "beta", "gamma", "tau")
 
     name: Literal["mean"] = "mean"
     multi_task: bool = False  # MTL-MEAN: one network with an output per horizon, losses summed
@@ -55,6 +58,10 @@ class MeanConfig:
                 min(getattr(self, name), default=1) >= 1, f"model.{name}", getattr(self, name), "sizes of 1 or more"
             )
         require(0 <= self.batch_norm_momentum < 1, "model.batch_norm_momentum", self.batch_norm_momentum, "in [0, 1)")
+
+
+def _is_zero(weight: float | Array) -> bool:
+    return isinstance(weight, float) and weight == 0.0
 
 
 class DistributionAttention(nn.Module):
@@ -114,59 +121,42 @@ class MeanHead(nn.Module):
         return outputs
 
 
-class Mean(nn.Module):
+class Mean(Model):
     """MEAN for K horizons: K = 1 is the paper's model, K > 1 MTL-MEAN with shared bottom and experts."""
 
-    config: MeanConfig
-    encoder_config: EncoderConfig
-    encoder_constants: EncoderConstants
-    num_horizons: int
-    num_buckets: int
-
     @nn.compact
-    def __call__(self, numeric_BxC: Array, categorical_BxD: Array, mask_B: Array, train: bool) -> dict[str, jax.Array]:
-        """Returns the heads' outputs stacked along axis 1 (K), see `MeanHead`.
-
-        Args:
-          numeric_BxC: raw values, NaN missing.
-          categorical_BxD: codes.
-          mask_B: rows that enter the batch statistics.
-          train: use batch statistics and update the running ones.
-        """
-        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        x_BxF = InputEncoder(self.encoder_config, self.encoder_constants, name="encoder")(numeric_BxC, categorical_BxD)
-        x_BxF = x_BxF.astype(dtype)
+    def __call__(
+        self, numeric_BxC: Array, categorical_BxD: Array, mask_B: Array, labels: LabelConstants, train: bool
+    ) -> Outputs:
+        """Returns the heads' outputs stacked along axis 1 (K), see `MeanHead`; the arguments are those of `Model`."""
+        config, dtype = self.config, self.dtype
+        x_BxF = self.encode(numeric_BxC, categorical_BxD)
         bottom_BxD = blocks.MLP(config.bottom_sizes, dtype=dtype, name="bottom")(x_BxF)
         own_bottom = config.dam and config.dam_bottom == "own"
         dam_input_BxD = (
             blocks.MLP(config.bottom_sizes, dtype=dtype, name="dam_bottom")(x_BxF) if own_bottom else bottom_BxD
         )
         experts = blocks.Experts(
-            config.num_experts, config.expert_size, config.batch_norm_momentum, dtype, name="experts"
+            config.num_experts, (config.expert_size,), 0, config.batch_norm_momentum, dtype, name="experts"
         )
         expert_BxMxH = experts(bottom_BxD, mask_B, train)
-        heads = [
-            MeanHead(config, self.num_buckets, name=f"head_{index}")(bottom_BxD, expert_BxMxH, dam_input_BxD)
-            for index in range(self.num_horizons)
-        ]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *heads)
+        return self.stack_horizons(
+            lambda k: MeanHead(config, self.num_buckets, name=f"head_{k}")(bottom_BxD, expert_BxMxH, dam_input_BxD)
+        )
 
-    def loss(self, outputs: dict[str, Array], targets: Targets) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, outputs: Outputs, targets: Targets, labels: LabelConstants) -> tuple[jax.Array, Terms]:
         """Returns the total loss (eq. 17), a scalar, and its terms; each term is a masked mean, summed over K."""
         config = self.config
         terms_BxK = {"huber": losses.huber(outputs["value"], targets.scaled, config.huber_delta)}
         if config.dam:
             terms_BxK |= self._alignment(outputs, targets)
-        terms = {
-            name: jnp.sum(jax.vmap(losses.masked_mean, in_axes=1)(values_BxK, targets.mask))
-            for name, values_BxK in terms_BxK.items()
-        }
+        terms = {name: losses.sum_of_means(values_BxK, targets.mask) for name, values_BxK in terms_BxK.items()}
         weights = {"huber": 1.0, "kl": config.kl_weight, "cross_entropy": config.beta, "distillation": config.gamma}
-        # An ablated term is still logged, but must not touch the gradient.
-        weighted = [weights[name] * term for name, term in terms.items() if weights[name] > 0]
+        # An ablated term is still logged, but must not touch the gradient. A swept weight is an array, never skipped.
+        weighted = [weights[name] * term for name, term in terms.items() if not _is_zero(weights[name])]
         return jnp.sum(jnp.stack(weighted)), terms
 
-    def _alignment(self, outputs: dict[str, Array], targets: Targets) -> dict[str, jax.Array]:
+    def _alignment(self, outputs: Outputs, targets: Targets) -> dict[str, jax.Array]:
         config = self.config
         logits, log_theta = outputs["logits"], outputs["log_theta"]
         stop = jax.lax.stop_gradient
@@ -183,14 +173,14 @@ class Mean(nn.Module):
             "distillation": losses.soft_cross_entropy(teacher, jax.nn.log_softmax(soft_logits / config.tau, axis=-1)),
         }
 
-    def predict(self, outputs: dict[str, Array]) -> Array:
+    def predict(self, outputs: Outputs, labels: LabelConstants) -> jax.Array:
         """Returns the prediction on the training scale [B, K]; it may be slightly negative."""
         return outputs["value"]
 
-    def bucket_probabilities(self, outputs: dict[str, Array]) -> Array | None:
+    def bucket_probabilities(self, outputs: Outputs) -> jax.Array | None:
         """Returns b (eq. 10) [B, K, N], or None without DAM."""
         return jax.nn.softmax(outputs["logits"], axis=-1) if self.config.dam else None
 
-    def diagnostics(self, outputs: dict[str, Array]) -> dict[str, Array]:
+    def diagnostics(self, outputs: Outputs) -> Outputs:
         """Returns what the report shows per true bucket: mean attention [B, K, N] and gates [B, K, N, M]."""
         return {"attention": jnp.exp(outputs["log_theta"]), "gate": outputs["gate"]}

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mean_jax.config import SweepConfig
 from mean_jax.labels import LabelConstants
-from mean_jax.models import Model
+from mean_jax.models.base import Model
 from mean_jax.types import Array, RowLayout
 
 
@@ -19,6 +20,7 @@ class ReplicaSpec(NamedTuple):
 
     seed: int
     horizons: tuple[int, ...]  # K indices into the schema's labels
+    scalars: tuple[tuple[str, float], ...] = ()  # fields of the model's config that a sweep sets for this replica
 
 
 class Variables(NamedTuple):
@@ -26,6 +28,7 @@ class Variables(NamedTuple):
 
     params: Any
     batch_stats: Any
+    labels: LabelConstants  # of the model's K horizons
 
 
 class Replica(NamedTuple):
@@ -33,7 +36,7 @@ class Replica(NamedTuple):
 
     key: Array  # [2] uint32, root of the replica's random streams
     horizons: Array  # [K] int32
-    labels: LabelConstants  # of its K horizons
+    scalars: dict[str, Array]  # [] float32 by field of the model's config; empty without a sweep
     variables: Variables
     opt_state: Any
     best: Variables  # at the epoch with the best validation metric
@@ -50,10 +53,15 @@ class TrainState(NamedTuple):
     replicas: Replica
 
 
-def plan_replicas(num_horizons: int, seed: int, num_seeds: int, multi_task: bool) -> tuple[ReplicaSpec, ...]:
-    """Returns one replica per seed and horizon, seeds outermost, or one per seed with all horizons."""
+def plan_replicas(
+    num_horizons: int, seed: int, num_seeds: int, multi_task: bool, sweep: SweepConfig
+) -> tuple[ReplicaSpec, ...]:
+    """Returns one replica per seed, value of the sweep and horizon (or all horizons of a multi-task model)."""
     groups = [tuple(range(num_horizons))] if multi_task else [(horizon,) for horizon in range(num_horizons)]
-    return tuple(ReplicaSpec(seed + index, group) for index in range(num_seeds) for group in groups)
+    points = [((sweep.field, value),) for value in sweep.values] if sweep.field else [()]
+    return tuple(
+        ReplicaSpec(seed + index, group, point) for index in range(num_seeds) for point in points for group in groups
+    )
 
 
 def init_state(
@@ -75,14 +83,15 @@ def init_state(
     words_BxW = jnp.zeros((2, layout.num_words), jnp.float32)
     batch = layout.unpack(words_BxW, jnp.ones(2, bool))
 
-    def init_replica(key: Array, horizons_K: Array) -> Replica:
+    def init_replica(key: Array, horizons_K: Array, scalars: dict[str, Array]) -> Replica:
+        labels = jax.tree.map(lambda leaf: jnp.asarray(leaf)[horizons_K], constants)
         init_key = jax.random.fold_in(key, 0)
-        variables = model.init(init_key, batch.numeric, batch.categorical, batch.mask, train=False)
-        start = Variables(variables["params"], variables.get("batch_stats", {}))
+        variables = model.init(init_key, batch.numeric, batch.categorical, batch.mask, labels, train=False)
+        start = Variables(variables["params"], variables.get("batch_stats", {}), labels)
         return Replica(
             key=key,
             horizons=horizons_K,
-            labels=jax.tree.map(lambda leaf: jnp.asarray(leaf)[horizons_K], constants),
+            scalars=scalars,
             variables=start,
             opt_state=optimizer.init(start.params),
             best=start,
@@ -94,4 +103,7 @@ def init_state(
 
     keys = jax.vmap(jax.random.PRNGKey)(jnp.array([spec.seed for spec in specs]))
     horizons = jnp.array([spec.horizons for spec in specs], jnp.int32)
-    return TrainState(jnp.int32(0), jax.jit(jax.vmap(init_replica))(keys, horizons))
+    scalars = {
+        name: jnp.array([dict(spec.scalars)[name] for spec in specs], jnp.float32) for name, _ in specs[0].scalars
+    }
+    return TrainState(jnp.int32(0), jax.jit(jax.vmap(init_replica))(keys, horizons, scalars))

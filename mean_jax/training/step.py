@@ -9,16 +9,22 @@ import jax.numpy as jnp
 import optax
 
 from mean_jax.config import LabelConfig
-from mean_jax.labels import LabelConstants, make_targets
-from mean_jax.models import Model
+from mean_jax.labels import make_targets
+from mean_jax.models.base import Model, with_scalars
 from mean_jax.training.state import Replica, TrainState, Variables
 from mean_jax.types import Array, Batch, RowLayout, Targets
 
 Metrics = dict[str, jax.Array]
 
 
-def _targets(batch: Batch, horizons_K: Array, labels: LabelConstants, config: LabelConfig) -> Targets:
-    return make_targets(batch.labels[:, horizons_K], labels, batch.mask, config)
+def _targets(batch: Batch, replica: Replica, config: LabelConfig) -> Targets:
+    return make_targets(batch.labels[:, replica.horizons], replica.variables.labels, batch.mask, config)
+
+
+def _apply(model: Model, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    """Returns the model's outputs in evaluation mode."""
+    collections = {"params": variables.params, "batch_stats": variables.batch_stats}
+    return model.apply(collections, batch.numeric, batch.categorical, batch.mask, variables.labels, train=False)
 
 
 def replica_step(
@@ -30,26 +36,27 @@ def replica_step(
     batch: Batch,
 ) -> tuple[Replica, Metrics]:
     """Returns the replica after one optimiser step on the batch, and the loss terms (scalars) with their total."""
-    targets = _targets(batch, replica.horizons, replica.labels, label_config)
+    model = with_scalars(model, replica.scalars)
+    targets, labels = _targets(batch, replica, label_config), replica.variables.labels
     has_label_B = targets.mask.any(axis=1)
     sample_key = jax.random.fold_in(jax.random.fold_in(replica.key, 1), step)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
         outputs, updated = model.apply(
             {"params": params, "batch_stats": replica.variables.batch_stats},
-            *(batch.numeric, batch.categorical, has_label_B),
+            *(batch.numeric, batch.categorical, has_label_B, labels),
             train=True,
             mutable=["batch_stats"],
             rngs={"sample": sample_key},
         )
-        loss, terms = model.loss(outputs, targets)
-        return loss, (terms, updated["batch_stats"])
+        loss, terms = model.loss(outputs, targets, labels)
+        return loss, (terms, updated.get("batch_stats", {}))
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (terms, batch_stats)), gradients = gradient_fn(replica.variables.params)
     updates, opt_state = optimizer.update(gradients, replica.opt_state, replica.variables.params)
     params = optax.apply_updates(replica.variables.params, updates)
-    replica = replica._replace(variables=Variables(params, batch_stats), opt_state=opt_state)
+    replica = replica._replace(variables=Variables(params, batch_stats, labels), opt_state=opt_state)
     return replica, {"total": loss, **terms}
 
 
@@ -137,9 +144,8 @@ def make_predict(
     """
 
     def predict_replica(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-        collections = {"params": variables.params, "batch_stats": variables.batch_stats}
-        outputs = model.apply(collections, batch.numeric, batch.categorical, batch.mask, train=False)
-        result = {"scaled": model.predict(outputs)}
+        outputs = _apply(model, variables, batch)
+        result = {"scaled": model.predict(outputs, variables.labels)}
         buckets = model.bucket_probabilities(outputs)
         if buckets is not None:
             result["buckets"] = buckets
@@ -161,12 +167,16 @@ def make_validate(
     """
 
     def validate_replica(replica: Replica, batch: Batch) -> tuple[jax.Array, Metrics, jax.Array]:
-        collections = {"params": replica.variables.params, "batch_stats": replica.variables.batch_stats}
-        outputs = model.apply(collections, batch.numeric, batch.categorical, batch.mask, train=False)
-        targets = _targets(batch, replica.horizons, replica.labels, label_config)
-        loss, terms = model.loss(outputs, targets)
+        labels = replica.variables.labels
+        outputs = _apply(model, replica.variables, batch)
+        targets = _targets(batch, replica, label_config)
+        loss, terms = with_scalars(model, replica.scalars).loss(outputs, targets, labels)
         count = targets.mask.any(axis=1).sum()
-        return model.predict(outputs), {name: value * count for name, value in {"total": loss, **terms}.items()}, count
+        return (
+            model.predict(outputs, labels),
+            {name: value * count for name, value in {"total": loss, **terms}.items()},
+            count,
+        )
 
     def validate(state: TrainState, words_BxW: Array, mask_B: Array) -> tuple[jax.Array, Metrics, jax.Array]:
         batch = layout.unpack(words_BxW, mask_B)
