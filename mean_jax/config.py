@@ -121,8 +121,12 @@ def to_config_dict(model: Any) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(Config(model=model)), convert_dict=True)
 
 
-def find_config_file(name: str) -> Path:
+def find_config_file(name: str, subfolder: str = "") -> Path:
     """Returns the config file for a path or for the name of a config that ships with mean-jax (`mean`).
+
+    Args:
+      name: what the user gave.
+      subfolder: of the shipped configs, in which a name is looked up.
 
     Raises:
       UserError: there is no such file; the line lists the names that exist.
@@ -131,10 +135,12 @@ def find_config_file(name: str) -> Path:
         return Path(name)
     package = Path(__file__).parent
     # An installed wheel carries the configs inside the package; a checkout has them beside it.
-    folders = [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+    roots = (package / "configs" / subfolder, package.parent / "configs" / subfolder)
+    folders = [folder for folder in roots if folder.is_dir()]
     relative = Path(name).with_suffix(".py")
-    if relative.parts[:1] == ("configs",):
-        relative = relative.relative_to("configs")
+    shipped = Path("configs") / subfolder
+    if relative.is_relative_to(shipped):
+        relative = relative.relative_to(shipped)
     for folder in folders:
         if (folder / relative).is_file():
             return folder / relative
@@ -142,13 +148,18 @@ def find_config_file(name: str) -> Path:
     raise UserError(f"--config={name}: no such file; give a path or one of: {', '.join(names)}")
 
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load_config(name: str, overrides: Sequence[str] = (), subfolder: str = "") -> ConfigDict:
     """Returns the ConfigDict of a config file with `section.field=value` overrides applied.
+
+    Args:
+      name: a path, or the name of a config that ships with mean-jax.
+      overrides: `section.field=value` each.
+      subfolder: see `find_config_file`.
 
     Raises:
       UserError: the file is missing or broken, or an override names no field or has no value.
     """
-    path = find_config_file(name)
+    path = find_config_file(name, subfolder)
     module = types.ModuleType("mean_jax_config_file")
     try:
         SourceFileLoader(module.__name__, str(path)).exec_module(module)
@@ -217,11 +228,21 @@ def parse_config(tree: Mapping[str, Any], model_configs: Mapping[str, type]) -> 
     if name not in model_configs:
         raise UserError(f"--config.model.name={name}: unknown model; choose one of: {', '.join(sorted(model_configs))}")
     hints = typing.get_type_hints(Config)
-    parts = {key: _parse_section(hints[key], tree.get(key, {}), key) for key in sections if key != "model"}
-    return Config(model=_parse_section(model_configs[name], model, "model"), **parts)
+    parts = {key: parse_section(hints[key], tree.get(key, {}), key) for key in sections if key != "model"}
+    return Config(model=parse_section(model_configs[name], model, "model"), **parts)
 
 
-def _parse_section(cls: Any, values: Any, prefix: str) -> Any:
+def parse_section(cls: Any, values: Any, prefix: str) -> Any:
+    """Returns the frozen dataclass `cls` filled from a mapping.
+
+    Args:
+      cls: the class; its fields may be numbers, text, tuples, mappings and dataclasses.
+      values: a mapping of fields; those left out have their defaults.
+      prefix: the dotted name of the section for error lines, empty at the top.
+
+    Raises:
+      UserError: an unknown key (with the nearest valid one), a wrong type, or a value out of range.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"--config.{prefix}={values!r}: expected a section with fields")
     hints = typing.get_type_hints(cls)
@@ -229,12 +250,14 @@ def _parse_section(cls: Any, values: Any, prefix: str) -> Any:
     for name in values:
         if name not in valid:
             raise _unknown_key(prefix, name, valid)
-    return cls(**{name: _checked(hints[name], value, f"{prefix}.{name}") for name, value in values.items()})
+    return cls(**{name: _checked(hints[name], value, f"{prefix}.{name}".lstrip(".")) for name, value in values.items()})
 
 
 def _checked(hint: Any, value: Any, field: str) -> Any:
     """Returns `value` as the annotated type, or raises UserError; int is accepted for float, a list for a tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return parse_section(hint, value, field)
     if origin is Literal:
         require(value in arguments, field, value, f"one of {', '.join(map(str, arguments))}")
         return value

@@ -68,7 +68,7 @@ def focal_cross_entropy(log_q_xN: Array, label: Array, exponent: float | Array) 
 
 def _log_normal_parameters(logits_x3: Array, max_sigma: float) -> tuple[jax.Array, jax.Array]:
     """Returns mu and the clamped sigma; one clamp for loss and prediction."""
-    return logits_x3[..., 1], jnp.clip(jax.nn.softplus(logits_x3[..., 2]), MIN_SIGMA, max_sigma)
+    return jnp.asarray(logits_x3)[..., 1], jnp.clip(jax.nn.softplus(logits_x3[..., 2]), MIN_SIGMA, max_sigma)
 
 
 def purchase_nll(logits_x3: Array, target: Array) -> jax.Array:

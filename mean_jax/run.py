@@ -166,11 +166,16 @@ def seal(folder: Path, step: int, variables: Variables, calibrations: tuple[Hori
     write_json(folder / RUN_NAME, RUN_KIND, RUN_VERSION, {"identity": _identity(folder, variables), "best": step})
 
 
-def load_run(folder: str | Path, flag: str = "--workdir") -> Run:
+def load_run(folder: str | Path, flag: str = "--workdir", allow_sweep: bool = False) -> Run:
     """Opens a finished run.
 
+    Args:
+      folder: the run folder.
+      flag: where its name came from, for error lines.
+      allow_sweep: also open runs whose replicas are not seeds of one model; a mean over these is no prediction.
+
     Raises:
-      UserError: not a run, not finished, another version, or a file that is missing, cut or altered.
+      UserError: not a run, not finished, another version, a sweep, or a file that is missing, cut or altered.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -180,6 +185,12 @@ def load_run(folder: str | Path, flag: str = "--workdir") -> Run:
     if not is_finished(folder):
         raise UserError(f"{flag}: the run in {folder} is not finished; run the same mean-jax-train command to go on")
     program = load_setup(folder)
+    sweep = program.config.sweep
+    if sweep.field and not allow_sweep:
+        raise UserError(
+            f"{flag}: the run in {folder} sweeps {sweep.field} over {list(sweep.values)}; "
+            f"train the value to use with --config.model.{sweep.field}=VALUE"
+        )
     sealed = read_json(folder / RUN_NAME, RUN_KIND, RUN_VERSION)
     abstract = jax.eval_shape(program.init_state).replicas.best
     variables = checkpoints.load(folder / BEST, sealed["best"], abstract)

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("features", "prepare", "train", "evaluate", "score")
+COMMANDS = ("features", "prepare", "train", "evaluate", "score", "experiment")
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,12 @@ def run_elsewhere(installed: Path, folder: Path, program: str) -> list[str]:
 def test_what_the_wheel_holds(installed):
     names = {path.relative_to(installed).parts[0] for path in installed.rglob("*") if path.is_file()}
     assert {name.split("-")[0] for name in names} == {"mean_jax"}
-    assert {path.name for path in ROOT.joinpath("configs").glob("*.py")} == {
-        path.name for path in installed.joinpath("mean_jax", "configs").glob("*.py")
+    shipped, source = installed / "mean_jax/configs", ROOT / "configs"
+    assert {path.relative_to(source) for path in source.rglob("*.py")} == {
+        path.relative_to(shipped) for path in shipped.rglob("*.py")
     }
-    templates = Path("mean_jax", "evaluation", "templates")
-    assert sorted(os.listdir(installed / templates)) == sorted(os.listdir(ROOT / templates))
+    for templates in ("mean_jax/evaluation/templates", "mean_jax/experiments/templates"):
+        assert sorted(os.listdir(installed / templates)) == sorted(os.listdir(ROOT / templates))
 
 
 def test_config_and_package_come_from_the_wheel(installed, tmp_path):

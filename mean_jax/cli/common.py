@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import errno
+import functools
 import os
 import signal
 import sys
@@ -73,3 +74,15 @@ def run(
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     sys.exit(0)
+
+
+def run_with_config(
+    main: Callable[[list[str]], None], flag_values: flags.FlagValues, config_help: Callable[[], str]
+) -> NoReturn:
+    """Runs a command that also takes `--config.SECTION.FIELD=VALUE`; `main` gets these as SECTION.FIELD=VALUE."""
+    prefix = "--config."
+    overrides = [argument.removeprefix(prefix) for argument in sys.argv[1:] if argument.startswith(prefix)]
+    rest = [argument for argument in sys.argv if not argument.startswith(prefix)]
+    command = functools.partial(main, overrides)
+    command.__module__ = main.__module__  # its docstring heads the --help text
+    run(command, rest, flag_values, config_help)

@@ -1,7 +1,6 @@
 """mean-jax-train: training store -> run folder."""
 
 from pathlib import Path
-import sys
 
 from absl import flags
 
@@ -50,10 +49,7 @@ def _config_help() -> str:
 
 
 def main() -> None:
-    prefix = "--config."
-    overrides = [argument.removeprefix(prefix) for argument in sys.argv[1:] if argument.startswith(prefix)]
-    rest = [argument for argument in sys.argv if not argument.startswith(prefix)]
-    common.run(lambda: _main(overrides), rest, _FLAGS, _config_help)
+    common.run_with_config(_main, _FLAGS, _config_help)
 
 
 if __name__ == "__main__":

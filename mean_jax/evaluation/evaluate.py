@@ -17,55 +17,16 @@ from mean_jax.data.tables import missing_column, open_tables
 from mean_jax.data.transform import RowEncoder
 from mean_jax.errors import UserError
 from mean_jax.evaluation.metrics import point_metrics, summarise
+from mean_jax.evaluation.outcomes import BucketMeans, Outcome, collect_outcomes, metric_spaces
 from mean_jax.evaluation.plots import Curve
 from mean_jax.evaluation.report import HorizonReport, Report, bins_table, render_report
 from mean_jax.fileio import atomic_folder, file_sha256, write_json
-from mean_jax.labels import make_targets, to_scaled
 from mean_jax.run import Program, Run, load_run
-from mean_jax.training.predictions import padded_outputs, seed_predictions, split_words
-from mean_jax.training.step import make_predict
+from mean_jax.training.predictions import split_words
 from mean_jax.training.writers import read_metrics
 
 KIND, VERSION = "mean-jax evaluation", 1
 ALL = "all"
-
-
-class _BucketMeans:
-    """Sums a diagnostic over the rows of each true bucket, per horizon."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._sums: dict[str, list[Any]] = {}
-
-    def add(self, outputs: dict[str, np.ndarray], bucket_BxT: np.ndarray, mask_BxT: np.ndarray) -> None:
-        num_buckets = self._program.config.labels.num_buckets
-        for name, values in outputs.items():
-            sums = self._sums.setdefault(name, [0.0] * bucket_BxT.shape[1])
-            for horizon in range(bucket_BxT.shape[1]):
-                replicas = self._program.replica_of(horizon)
-                mean_B = np.mean([values[r, :, k] for r, k in replicas], axis=0, dtype=np.float64)
-                one_hot_BxN = np.eye(num_buckets)[bucket_BxT[:, horizon]] * mask_BxT[:, horizon, None]
-                sums[horizon] = sums[horizon] + np.tensordot(one_hot_BxN, mean_B, axes=(0, 0))
-        counts = self._sums.setdefault("rows", [0.0] * bucket_BxT.shape[1])
-        for horizon in range(bucket_BxT.shape[1]):
-            known = bucket_BxT[mask_BxT[:, horizon], horizon]
-            counts[horizon] = counts[horizon] + np.bincount(known, minlength=num_buckets)
-
-    def attention(self, horizon: int) -> np.ndarray | None:
-        """Returns the mean theta [N true buckets, N] of a horizon; NaN rows where a bucket is empty."""
-        if "attention" not in self._sums:
-            return None
-        counts_N = np.where(self._sums["rows"][horizon] > 0, self._sums["rows"][horizon], np.nan)
-        return self._sums["attention"][horizon] / counts_N[:, None]
-
-    def gate(self, horizon: int) -> np.ndarray | None:
-        """Returns the mean weight [N, M] of each bucket's gate over the experts, on the rows of that bucket."""
-        if "gate" not in self._sums:
-            return None
-        counts_N = np.where(self._sums["rows"][horizon] > 0, self._sums["rows"][horizon], np.nan)
-        num_buckets = len(counts_N)
-        own_NxM = self._sums["gate"][horizon][np.arange(num_buckets), np.arange(num_buckets)]
-        return own_NxM / counts_N[:, None]
 
 
 def _table_words(path: str, split: str, program: Program) -> Iterator[np.ndarray]:
@@ -100,66 +61,14 @@ def _store_words(path: Path, split: str, program: Program) -> Iterator[np.ndarra
     return split_words(store.split(split))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Outcome:
-    """Labels and predictions of one horizon on the rows whose label is known."""
-
-    label_V: np.ndarray  # currency
-    raw_SxV: np.ndarray  # currency, per seed
-    calibrated_SxV: np.ndarray  # currency, per seed
-    raw_V: np.ndarray  # of the mean over seeds
-    calibrated_V: np.ndarray
-
-
-def _collect(run: Run, words: Iterator[np.ndarray], where: str) -> tuple[list[_Outcome], _BucketMeans]:
-    """Predicts all rows once and returns the outcome per horizon with the bucket diagnostics."""
-    program = run.program
-    layout, constants = program.schema.layout, program.label_constants
-    predict_fn = make_predict(program.model, layout, with_diagnostics=True)
-    means = _BucketMeans(program)
-    labels, scaled = [], []
-    for outputs, words_BxW in padded_outputs(predict_fn, run.variables, words):
-        labels_BxT = layout.labels_of(words_BxW)
-        targets = make_targets(labels_BxT, constants, np.ones(len(labels_BxT), bool), program.config.labels)
-        scaled.append(outputs.pop("scaled"))
-        outputs.pop("buckets", None)
-        means.add(outputs, np.asarray(targets.bucket), np.asarray(targets.mask))
-        labels.append(labels_BxT.astype(np.float64))
-    if not labels:
-        raise UserError(f"--data: {where} has no rows in this split")
-    labels_VxT, scaled_RxVxK = np.concatenate(labels), np.concatenate(scaled, axis=1)
-    outcomes = []
-    for horizon, calibration in enumerate(run.calibrations):
-        is_known_V = ~np.isnan(labels_VxT[:, horizon])
-        if not is_known_V.any():
-            raise UserError(f"--data: {where} has no known label {program.schema.labels[horizon]} in this split")
-        raw_SxV = seed_predictions(program, scaled_RxVxK, horizon)[:, is_known_V]
-        raw_V = raw_SxV.mean(axis=0)
-        pairs = zip(calibration.seeds, raw_SxV, strict=True)
-        calibrated_SxV = np.stack([seed(raw) for seed, raw in pairs])
-        label_V = labels_VxT[is_known_V, horizon]
-        outcomes.append(_Outcome(label_V, raw_SxV, calibrated_SxV, raw_V, calibration.ensemble(raw_V)))
-    return outcomes, means
-
-
-def _spaces(
-    program: Program, horizon: int, label_V: np.ndarray, raw_V: np.ndarray, calibrated_V: np.ndarray
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns (label, prediction) in the three units of metrics.json."""
-    scale = np.float64(program.label_constants.scale[horizon])
-    transform = program.config.labels
-    scaled_V = to_scaled(label_V, scale, transform)
-    # The model's own output on the scale it was trained on; it is not truncated, the label is.
-    prediction_V = np.sign(raw_V) * to_scaled(np.abs(raw_V), scale, dataclasses.replace(transform, cap=np.inf))
-    return {"currency": (label_V, calibrated_V), "currency_raw": (label_V, raw_V), "scaled": (scaled_V, prediction_V)}
-
-
-def _seeds_table(program: Program, outcomes: list[_Outcome]) -> pa.Table:
+def _seeds_table(program: Program, outcomes: list[Outcome]) -> pa.Table:
     """Returns every metric of every seed on its own: columns horizon, seed, space, metric, value."""
     rows = []
     for horizon, outcome in enumerate(outcomes):
         for index, (r, _) in enumerate(program.replica_of(horizon)):
-            pairs = _spaces(program, horizon, outcome.label_V, outcome.raw_SxV[index], outcome.calibrated_SxV[index])
+            pairs = metric_spaces(
+                program, horizon, outcome.label_V, outcome.raw_SxV[index], outcome.calibrated_SxV[index]
+            )
             for space, (label_V, prediction_V) in pairs.items():
                 for metric, value in point_metrics(label_V, prediction_V).items():
                     name = program.schema.horizons[horizon]
@@ -189,12 +98,10 @@ def _bucket_names(program: Program, horizon: int) -> list[str]:
     return ["0", *positive, f"above {edges[-1]:,.4g}"]
 
 
-def _horizon_report(
-    run: Run, horizon: int, outcome: _Outcome, means: _BucketMeans, num_resamples: int
-) -> HorizonReport:
+def _horizon_report(run: Run, horizon: int, outcome: Outcome, means: BucketMeans, num_resamples: int) -> HorizonReport:
     program = run.program
     name = program.schema.horizons[horizon]
-    spaces = _spaces(program, horizon, outcome.label_V, outcome.raw_V, outcome.calibrated_V)
+    spaces = metric_spaces(program, horizon, outcome.label_V, outcome.raw_V, outcome.calibrated_V)
     return HorizonReport(
         name=f"{name} days" if name.isdigit() else name,
         label=outcome.label_V,
@@ -224,7 +131,7 @@ def evaluate(workdir: str, data: str, split: str, output: Path, num_resamples: i
     program = run.program
     words = _store_words(Path(data), split, program) if is_store(Path(data)) else _table_words(data, split, program)
     with atomic_folder(output) as folder:
-        outcomes, means = _collect(run, words, data)
+        outcomes, means = collect_outcomes(run, words, data)
         num_rows = max(len(outcome.label_V) for outcome in outcomes)
         reports = [
             _horizon_report(run, horizon, outcome, means, num_resamples) for horizon, outcome in enumerate(outcomes)

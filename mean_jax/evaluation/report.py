@@ -85,24 +85,32 @@ class _Figure:
     caption: str
 
 
-def render_report(report: Report) -> str:
-    """Returns the whole page as HTML; it loads nothing and runs no script."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mean_jax.evaluation", "templates"),
+def template_environment(*loaders: jinja2.BaseLoader) -> jinja2.Environment:
+    """Returns the environment of all pages: further loaders come before this package's templates."""
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader([*loaders, jinja2.PackageLoader("mean_jax.evaluation", "templates")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        headline=_headline(report.horizons),
-        horizons=[
-            {"name": horizon.name, "facts": _facts(horizon), "figures": _horizon_figures(horizon, f"h{number}")}
-            for number, horizon in enumerate(report.horizons)
-        ],
-        training=_training_figures(report.curves),
-        tables=[_metric_table(report.horizons, space) for space in _SPACES],
+
+
+def render_report(report: Report) -> str:
+    """Returns the whole page as HTML; it loads nothing and runs no script."""
+    return (
+        template_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            headline=_headline(report.horizons),
+            horizons=[
+                {"name": horizon.name, "facts": _facts(horizon), "figures": _horizon_figures(horizon, f"h{number}")}
+                for number, horizon in enumerate(report.horizons)
+            ],
+            training=_training_figures(report.curves),
+            tables=[_metric_table(report.horizons, space) for space in _SPACES],
+        )
     )
 
 

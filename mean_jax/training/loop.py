@@ -182,7 +182,11 @@ class Trainer:
         writer.flush()
         self._is_active_R = np.asarray(state.replicas.is_active)
         LOGGER.info(
-            "epoch %d: loss %.4f, validation %s %s", epoch, meter.loss, name, np.round(sign * metric_R, 4).tolist()
+            "epoch %d: loss %.4f, validation %s %s",
+            epoch,
+            meter.loss,
+            name,
+            [f"{value:.4f}" for value in sign * metric_R],
         )
         meter.reset()
         return state

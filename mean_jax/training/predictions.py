@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
-import functools
 import itertools
 
 import jax
 import numpy as np
 
 from mean_jax.data.store import SplitRows
-from mean_jax.evaluation.calibration import Calibration, fit_calibration
+from mean_jax.evaluation.calibration import fit_levelled
 from mean_jax.labels import to_currency
 from mean_jax.run import PERCENTILE_LEVELS, HorizonCalibration, Program
 from mean_jax.training.state import Variables
@@ -62,8 +61,8 @@ def seed_predictions(program: Program, scaled_RxVxK: np.ndarray, horizon: int) -
 
 
 @dataclasses.dataclass(frozen=True)
-class _Predicted:
-    """Raw predictions and labels of some rows."""
+class SplitPredictions:
+    """Predictions and labels of the rows of a split, in its order."""
 
     scaled_RxVxK: np.ndarray
     labels_VxT: np.ndarray  # currency, NaN unknown
@@ -75,21 +74,19 @@ class _Predicted:
         return raw_SxV[:, is_known_V], self.labels_VxT[is_known_V, horizon]
 
 
-def _predict_rows(program: Program, variables: Variables, rows: SplitRows, max_rows: int) -> _Predicted:
+def predict_rows(
+    program: Program, variables: Variables, rows: SplitRows, max_rows: int | None = None
+) -> SplitPredictions:
+    """Returns the predictions of all replicas for a split, or for about the first `max_rows` rows of it."""
     layout = program.schema.layout
-    blocks = itertools.islice(split_words(rows), -(-max_rows // PREDICT_BATCH_SIZE))
+    num_blocks = None if max_rows is None else -(-max_rows // PREDICT_BATCH_SIZE)
+    blocks = itertools.islice(split_words(rows), num_blocks)
     parts = [
         (outputs["scaled"], layout.labels_of(words))
         for outputs, words in padded_outputs(make_predict(program.model, layout), variables, blocks)
     ]
     labels_VxT = np.concatenate([labels for _, labels in parts]).astype(np.float64)
-    return _Predicted(np.concatenate([scaled for scaled, _ in parts], axis=1), labels_VxT)
-
-
-def _fit_one(label_V: np.ndarray, total: float, raw_V: np.ndarray, train_raw_V: np.ndarray) -> Calibration:
-    """Returns the calibration fitted on validation rows, scaled so that all predictions sum to `total`."""
-    calibration = fit_calibration(raw_V, label_V)
-    return calibration.scaled(total / (calibration(raw_V).sum() + calibration(train_raw_V).sum()))
+    return SplitPredictions(np.concatenate([scaled for scaled, _ in parts], axis=1), labels_VxT)
 
 
 def fit_calibrations(
@@ -97,22 +94,19 @@ def fit_calibrations(
 ) -> tuple[HorizonCalibration, ...]:
     """Returns the calibration of every horizon.
 
-    The shape of the curve is fitted on the validation split. Its level, one factor, makes the total of predictions
-    equal the total of labels over validation and training rows (a million of these at most) together: a validation
-    split of a few thousand customers knows the mean of a heavy-tailed label only to 10 %, and a factor, unlike a
-    shape, can hardly be overfitted.
+    Shape and level are fitted as `calibration.fit_levelled` says, on at most a million training rows.
     """
-    on_validation = _predict_rows(program, variables, validation, len(validation))
-    on_train = _predict_rows(program, variables, train, MAX_LEVEL_ROWS)
+    on_validation = predict_rows(program, variables, validation)
+    on_train = predict_rows(program, variables, train, MAX_LEVEL_ROWS)
     calibrations = []
     for horizon in range(program.schema.layout.num_labels):
         raw_SxV, label_V = on_validation.known(program, horizon)
         train_raw_SxV, train_label_V = on_train.known(program, horizon)
-        total = label_V.sum() + train_label_V.sum()
-
-        fit_one = functools.partial(_fit_one, label_V, total)
-        seeds = tuple(fit_one(*pair) for pair in zip(raw_SxV, train_raw_SxV, strict=True))
-        ensemble = fit_one(raw_SxV.mean(axis=0), train_raw_SxV.mean(axis=0))
+        seeds = tuple(
+            fit_levelled(raw_V, label_V, train_raw_V, train_label_V)
+            for raw_V, train_raw_V in zip(raw_SxV, train_raw_SxV, strict=True)
+        )
+        ensemble = fit_levelled(raw_SxV.mean(axis=0), label_V, train_raw_SxV.mean(axis=0), train_label_V)
         all_raw_V = seed_predictions(program, on_validation.scaled_RxVxK, horizon).mean(axis=0)
         calibrations.append(HorizonCalibration(ensemble, seeds, np.percentile(all_raw_V, PERCENTILE_LEVELS)))
     return tuple(calibrations)

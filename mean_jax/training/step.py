@@ -24,7 +24,9 @@ def _targets(batch: Batch, replica: Replica, config: LabelConfig) -> Targets:
 def _apply(model: Model, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
     """Returns the model's outputs in evaluation mode."""
     collections = {"params": variables.params, "batch_stats": variables.batch_stats}
-    return model.apply(collections, batch.numeric, batch.categorical, batch.mask, variables.labels, train=False)
+    rows = (batch.numeric, batch.categorical, batch.mask)
+    outputs: Any = model.apply(collections, *rows, variables.labels, train=False)
+    return outputs
 
 
 def replica_step(

@@ -1,0 +1,18 @@
+"""MTL-ZILN: one network for all horizons, a gate and a ZILN head of each over shared experts (MMoE).
+
+The paper defines it in one sentence; the form is that of Ma et al. 2018.
+
+Command:  mean-jax-train --config=mtl_ziln --data=STORE --workdir=RUN
+Data:     CDNOW as launch/quickstart.sh prepares it, four horizons
+Expected: see README
+Runtime:  see README
+"""
+
+from ml_collections import ConfigDict
+
+from mean_jax.config import to_config_dict
+from mean_jax.models.ziln import ZilnConfig
+
+
+def get_config() -> ConfigDict:
+    return to_config_dict(ZilnConfig(multi_task=True, bottom="mmoe", tower_sizes=(64,)))

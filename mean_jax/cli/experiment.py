@@ -1,0 +1,66 @@
+"""mean-jax-experiment: the paper's tables and figures, on public, synthetic or your own data."""
+
+from pathlib import Path
+
+from absl import flags
+
+from mean_jax.cli import common
+from mean_jax.config import load_config
+from mean_jax.log import LOGGER
+
+_SUBFOLDER = "experiments"  # of the configs
+_FLAGS = flags.FlagValues()  # of this command alone
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "Experiment file, or the name of one that comes with mean-jax (table1, table2_3, figure2, figure3, table4). "
+    "--config.SECTION.FIELD=VALUE overrides a field, e.g. --config.data.name=ta_feng or --config.train.num_seeds=5.",
+    required=True,
+    flag_values=_FLAGS,
+)
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Folder of the experiment, new or of an interrupted call of the same experiment; finished systems are kept.",
+    required=True,
+    flag_values=_FLAGS,
+)
+_DATA = flags.DEFINE_string(
+    "data", None, "Training store of your own, in place of the experiment's data.", flag_values=_FLAGS
+)
+_SMOKE = flags.DEFINE_boolean(
+    "smoke",
+    False,
+    "Run everything on a small synthetic table with tiny networks and one epoch, to see that it works; the numbers "
+    "mean nothing.",
+    flag_values=_FLAGS,
+)
+
+
+def _main(overrides: list[str]) -> None:
+    # Imported late so that --help and mistakes in flags answer at once.
+    from mean_jax.experiments.runner import run_experiment
+    from mean_jax.experiments.spec import parse_spec, smoke
+
+    spec = parse_spec(load_config(_CONFIG.value, overrides, _SUBFOLDER))
+    if _SMOKE.value:
+        spec = smoke(spec)
+    if run_experiment(spec, Path(_OUTPUT.value), _DATA.value):
+        LOGGER.info("tables: %s, %s", Path(_OUTPUT.value) / "table.md", Path(_OUTPUT.value) / "report.html")
+
+
+def _config_help() -> str:
+    """Returns the fields of the data and the budget with the values of table1."""
+    spec = load_config("table1", subfolder=_SUBFOLDER)
+    fields = (
+        f"  --config.{section}.{name}={value}" for section in ("data", "train") for name, value in spec[section].items()
+    )
+    return "\n".join(["Fields that all experiments have, with their values in table1:", *fields])
+
+
+def main() -> None:
+    common.run_with_config(_main, _FLAGS, _config_help)
+
+
+if __name__ == "__main__":
+    main()

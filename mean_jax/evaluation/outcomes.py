@@ -1,0 +1,105 @@
+"""Labels and predictions of a run on a split, per horizon and seed: what metrics, report and experiments begin with."""
+
+from collections.abc import Iterable
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mean_jax.errors import UserError
+from mean_jax.labels import make_targets, to_scaled
+from mean_jax.run import Program, Run
+from mean_jax.training.predictions import padded_outputs, seed_predictions
+from mean_jax.training.step import make_predict
+
+
+class BucketMeans:
+    """Sums a diagnostic over the rows of each true bucket, per horizon."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._sums: dict[str, list[Any]] = {}
+
+    def add(self, outputs: dict[str, np.ndarray], bucket_BxT: np.ndarray, mask_BxT: np.ndarray) -> None:
+        num_buckets = self._program.config.labels.num_buckets
+        for name, values in outputs.items():
+            sums = self._sums.setdefault(name, [0.0] * bucket_BxT.shape[1])
+            for horizon in range(bucket_BxT.shape[1]):
+                replicas = self._program.replica_of(horizon)
+                mean_B = np.mean([values[r, :, k] for r, k in replicas], axis=0, dtype=np.float64)
+                one_hot_BxN = np.eye(num_buckets)[bucket_BxT[:, horizon]] * mask_BxT[:, horizon, None]
+                sums[horizon] = sums[horizon] + np.tensordot(one_hot_BxN, mean_B, axes=(0, 0))
+        counts = self._sums.setdefault("rows", [0.0] * bucket_BxT.shape[1])
+        for horizon in range(bucket_BxT.shape[1]):
+            known = bucket_BxT[mask_BxT[:, horizon], horizon]
+            counts[horizon] = counts[horizon] + np.bincount(known, minlength=num_buckets)
+
+    def attention(self, horizon: int) -> np.ndarray | None:
+        """Returns the mean theta [N true buckets, N] of a horizon; NaN rows where a bucket is empty."""
+        if "attention" not in self._sums:
+            return None
+        counts_N = np.where(self._sums["rows"][horizon] > 0, self._sums["rows"][horizon], np.nan)
+        return self._sums["attention"][horizon] / counts_N[:, None]
+
+    def gate(self, horizon: int) -> np.ndarray | None:
+        """Returns the mean weight [N, M] of each bucket's gate over the experts, on the rows of that bucket."""
+        if "gate" not in self._sums:
+            return None
+        counts_N = np.where(self._sums["rows"][horizon] > 0, self._sums["rows"][horizon], np.nan)
+        num_buckets = len(counts_N)
+        own_NxM = self._sums["gate"][horizon][np.arange(num_buckets), np.arange(num_buckets)]
+        return own_NxM / counts_N[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Labels and predictions of one horizon on the rows whose label is known."""
+
+    label_V: np.ndarray  # currency
+    raw_SxV: np.ndarray  # currency, per seed
+    calibrated_SxV: np.ndarray  # currency, per seed
+    raw_V: np.ndarray  # of the mean over seeds
+    calibrated_V: np.ndarray
+
+
+def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple[list[Outcome], BucketMeans]:
+    """Predicts all rows once and returns the outcome per horizon with the bucket diagnostics."""
+    program = run.program
+    layout, constants = program.schema.layout, program.label_constants
+    predict_fn = make_predict(program.model, layout, with_diagnostics=True)
+    means = BucketMeans(program)
+    labels, scaled = [], []
+    for outputs, words_BxW in padded_outputs(predict_fn, run.variables, words):
+        labels_BxT = layout.labels_of(words_BxW)
+        targets = make_targets(labels_BxT, constants, np.ones(len(labels_BxT), bool), program.config.labels)
+        scaled.append(outputs.pop("scaled"))
+        outputs.pop("buckets", None)
+        means.add(outputs, np.asarray(targets.bucket), np.asarray(targets.mask))
+        labels.append(labels_BxT.astype(np.float64))
+    if not labels:
+        raise UserError(f"--data: {where} has no rows in this split")
+    labels_VxT, scaled_RxVxK = np.concatenate(labels), np.concatenate(scaled, axis=1)
+    outcomes = []
+    for horizon, calibration in enumerate(run.calibrations):
+        is_known_V = ~np.isnan(labels_VxT[:, horizon])
+        if not is_known_V.any():
+            raise UserError(f"--data: {where} has no known label {program.schema.labels[horizon]} in this split")
+        raw_SxV = seed_predictions(program, scaled_RxVxK, horizon)[:, is_known_V]
+        raw_V = raw_SxV.mean(axis=0)
+        pairs = zip(calibration.seeds, raw_SxV, strict=True)
+        calibrated_SxV = np.stack([seed(raw) for seed, raw in pairs])
+        label_V = labels_VxT[is_known_V, horizon]
+        outcomes.append(Outcome(label_V, raw_SxV, calibrated_SxV, raw_V, calibration.ensemble(raw_V)))
+    return outcomes, means
+
+
+def metric_spaces(
+    program: Program, horizon: int, label_V: np.ndarray, raw_V: np.ndarray, calibrated_V: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns (label, prediction) in the three units of metrics.json."""
+    scale = np.float64(program.label_constants.scale[horizon])
+    transform = program.config.labels
+    scaled_V = to_scaled(label_V, scale, transform)
+    # The model's own output on the scale it was trained on; it is not truncated, the label is.
+    prediction_V = np.sign(raw_V) * to_scaled(np.abs(raw_V), scale, dataclasses.replace(transform, cap=np.inf))
+    return {"currency": (label_V, calibrated_V), "currency_raw": (label_V, raw_V), "scaled": (scaled_V, prediction_V)}

@@ -1,0 +1,128 @@
+"""The cells of an experiment: a network trained with all its horizons, seeds and sweep points, or a peer fitted.
+
+Both give predictions in currency, raw and calibrated in the same way, for the validation and the test split.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+import shutil
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from mean_jax import run as run_lib
+from mean_jax.config import Config
+from mean_jax.data.store import SplitRows
+from mean_jax.evaluation.calibration import fit_levelled
+from mean_jax.experiments.data import ExperimentData
+from mean_jax.experiments.peers import PEERS
+from mean_jax.experiments.peers.task import PeerTask, Predict, Table
+from mean_jax.experiments.results import DETERMINISTIC
+from mean_jax.log import LOGGER
+from mean_jax.run import Program, load_run
+from mean_jax.training.loop import train
+from mean_jax.training.predictions import MAX_LEVEL_ROWS, predict_rows, seed_predictions
+
+SPLITS = ("validation", "test")
+
+
+class Interrupted(Exception):
+    """A signal stopped the training of a cell; its run folder goes on from there."""
+
+
+class Prediction(NamedTuple):
+    """What one model says about one horizon of the V rows of a split, in currency."""
+
+    split: str
+    horizon: int
+    seed: int
+    point: float | None  # of a sweep
+    raw_V: np.ndarray
+    calibrated_V: np.ndarray
+
+
+def network_predictions(config: Config, data: ExperimentData, folder: Path) -> Iterator[Prediction]:
+    """Trains a network in a run folder, or goes on with it, and yields its predictions.
+
+    Raises:
+      Interrupted: a signal stopped the training at a dispatch boundary.
+      UserError: the configuration does not fit the store.
+    """
+    if not train(lambda store: Program(config, store.schema, store.transform), data.store.folder, folder):
+        raise Interrupted
+    # All that is left to do with the run is to predict, and its training state is several times the size of its models.
+    shutil.rmtree(folder / run_lib.LATEST, ignore_errors=True)
+    run = load_run(folder, allow_sweep=True)
+    program = run.program
+    for split in SPLITS:
+        predicted = predict_rows(program, run.variables, data.store.split(split))
+        for horizon, calibration in enumerate(run.calibrations):
+            raw_SxV = seed_predictions(program, predicted.scaled_RxVxK, horizon)
+            for (r, _), raw_V, calibrate in zip(program.replica_of(horizon), raw_SxV, calibration.seeds, strict=True):
+                spec = program.specs[r]
+                point = spec.scalars[0][1] if spec.scalars else None
+                yield Prediction(split, horizon, spec.seed, point, raw_V, calibrate(raw_V))
+
+
+def peer_predictions(name: str, data: ExperimentData, seeds: range) -> Iterator[Prediction]:
+    """Yields the predictions of a peer, fitted per horizon and, if anything in it is random, per seed.
+
+    Raises:
+      UserError: the peer's library is missing or the data lacks what it needs.
+    """
+    peer = PEERS[name]
+    store = data.store
+    tables = {split: read_table(store.split(split), data) for split in ("train", *SPLITS)}
+    layout = store.schema.layout
+    for horizon in range(layout.num_labels):
+        known = {}
+        for split, (table, labels_VxT) in tables.items():
+            labelled = table._replace(label=labels_VxT[:, horizon])
+            known[split] = labelled.rows(~np.isnan(labelled.label))
+        for seed in seeds if peer.is_random else (DETERMINISTIC,):
+            start = time.monotonic()
+            task = PeerTask(
+                numeric_names=store.schema.numeric,
+                categorical_names=store.schema.categorical,
+                train=known["train"],
+                validation=known["validation"],
+                horizon_days=data.horizon_days(horizon),
+                observation_days=data.observation_days,
+                seed=max(seed, 0),
+            )
+            predict = peer.fit(task)
+            calibrate = _peer_calibration(predict, task)
+            for split in SPLITS:
+                raw_V = predict(tables[split][0])
+                yield Prediction(split, horizon, seed, None, raw_V, calibrate(raw_V))
+            LOGGER.info(
+                "%s, horizon %s: fitted in %.1f s", name, store.schema.horizons[horizon], time.monotonic() - start
+            )
+
+
+def _peer_calibration(predict: Predict, task: PeerTask) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the map to calibrated predictions, fitted as that of the networks; constant predictions stay."""
+    train = task.train.rows(np.arange(len(task.train.label)) < MAX_LEVEL_ROWS)
+    on_validation_V, on_train_V = predict(task.validation), predict(train)
+    if np.ptp(on_validation_V) == 0:
+        return lambda raw_V: raw_V
+    return fit_levelled(on_validation_V, task.validation.label, on_train_V, train.label)
+
+
+def read_table(rows: SplitRows, data: ExperimentData) -> tuple[Table, np.ndarray]:
+    """Returns the raw values of a split as a peer reads them (labels all NaN), and labels_VxT in currency."""
+    layout = data.store.schema.layout
+    words_VxW = rows.gather(np.arange(len(rows)))
+    codes_VxD = words_VxW[:, layout.num_numeric : layout.num_numeric + layout.num_categorical].view(np.int32)
+    table = Table(words_VxW[:, : layout.num_numeric], codes_VxD, np.full(len(words_VxW), np.nan))
+    return table, layout.labels_of(words_VxW).astype(np.float64)
+
+
+def oracle_predictions(data: ExperimentData) -> Iterator[Prediction]:
+    """Yields the expected labels given the latent variables of synthetic data: the best that any system can do."""
+    for split in SPLITS:
+        oracle = data.columns_of(data.oracle, [f"oracle_{name}" for name in data.store.schema.horizons], split)
+        for horizon, value_V in enumerate(oracle.values()):
+            value_V = value_V.to_numpy().astype(np.float64)
+            yield Prediction(split, horizon, DETERMINISTIC, None, value_V, value_V)

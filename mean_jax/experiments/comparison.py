@@ -1,0 +1,175 @@
+"""The tables of a comparison: systems x horizons in the paper's layout, paired differences, the paper's own numbers."""
+
+from collections.abc import Mapping
+import math
+
+import numpy as np
+
+from mean_jax.experiments.data import ORACLE
+from mean_jax.experiments.page import Cell, PageTable, cells
+from mean_jax.experiments.paper import METRICS as PAPER_METRICS
+from mean_jax.experiments.paper import paper_value
+from mean_jax.experiments.results import Results
+from mean_jax.experiments.spec import ExperimentSpec
+from mean_jax.experiments.statistics import is_higher_better, order_agreement, paired_difference, spread
+
+NAMES = {
+    "percentile_mape": "percentile MAPE",
+    "decile_mape": "decile MAPE",
+    "gini": "Gini",
+    "spearman": "Spearman",
+    "auc": "AUC",
+    "bias": "predicted / actual",
+    "mae": "MAE",
+    "rmse": "RMSE",
+}
+# Calibration keeps the order, so a ranking metric has one column; of the others both predictions are shown.
+RANKING = ("gini", "gini_raw", "spearman", "auc")
+ERRORS = ("bias", "mae", "rmse")
+
+
+def columns_of(metric: str) -> list[tuple[str, str]]:
+    """Returns (column of the results, heading) of a metric: calibrated and raw, or one for both."""
+    name = NAMES.get(metric, metric)
+    if metric in RANKING:
+        return [(f"calibrated_{metric}", name)]
+    return [(f"calibrated_{metric}", name), (f"raw_{metric}", f"{name}, raw")]
+
+
+def _number(value: float, deviation: float = math.nan) -> str:
+    if not math.isfinite(value):
+        return "n/a"
+    digits = 4 if abs(value) < 10 else 2
+    text = f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
+    return f"{text} ({deviation:.{digits}f})" if math.isfinite(deviation) else text
+
+
+def _best(values: Mapping[str, float], metric: str) -> str | None:
+    """Returns the system with the best value; the oracle, which no system can know, does not compete."""
+    known = {name: value for name, value in values.items() if math.isfinite(value) and name != ORACLE}
+    if not known or metric == "bias":
+        return min(known, key=lambda name: abs(known[name] - 1)) if known else None
+    return (max if is_higher_better(metric) else min)(known, key=known.__getitem__)
+
+
+def systems_table(results: Results, metrics: tuple[str, ...], split: str, title: str) -> PageTable:
+    """Returns horizons x systems with mean and standard deviation over seeds and the best in bold."""
+    columns = [(column, heading, metric) for metric in metrics for column, heading in columns_of(metric)]
+    rows = []
+    for horizon in results.distinct("horizon"):
+        spreads = {
+            system: [
+                spread(results.values(column, system=system, horizon=horizon, split=split)) for column, _, _ in columns
+            ]
+            for system in results.distinct("system")
+        }
+        best = [
+            _best({system: values[index].mean for system, values in spreads.items()}, metric)
+            for index, (_, _, metric) in enumerate(columns)
+        ]
+        for system, values in spreads.items():
+            numbers = [
+                Cell(_number(value.mean, value.deviation), system == winner)
+                for value, winner in zip(values, best, strict=True)
+            ]
+            rows.append([*cells([horizon, system]), *numbers])
+    note = "Mean over seeds (standard deviation), best of a horizon in bold; a system without randomness has one value."
+    return PageTable(title, note, ["horizon", "system", *(heading for _, heading, _ in columns)], rows, num_heads=2)
+
+
+def paired_table(spec: ExperimentSpec, results: Results, split: str) -> PageTable:
+    """Returns how much better the reference is than each other system, seed by seed."""
+    columns = [(column, heading, metric) for metric in spec.metrics for column, heading in columns_of(metric)]
+    rows = []
+    for horizon in results.distinct("horizon"):
+        for system in results.distinct("system"):
+            if system in (spec.reference, ORACLE):
+                continue
+            texts = []
+            for column, _, metric in columns:
+                reference, other = (
+                    results.values(column, system=name, horizon=horizon, split=split)
+                    for name in (spec.reference, system)
+                )
+                texts.append(_verdict(reference, other, is_higher_better(metric)))
+            rows.append(cells([horizon, system, *texts]))
+    note = (
+        f"Advantage of {spec.reference} (positive: better) with the half width of the 95 % t interval over paired "
+        "seeds; a star marks differences larger than that noise. The noise of the test customers is not in it."
+    )
+    headings = [heading for _, heading, _ in columns]
+    return PageTable(f"{spec.reference} against the others", note, ["horizon", "system", *headings], rows, num_heads=2)
+
+
+def _verdict(reference: Mapping[int, float], other: Mapping[int, float], higher_is_better: bool) -> str:
+    difference = paired_difference(reference, other)
+    if not math.isfinite(difference.mean):
+        return "n/a"
+    advantage = difference.mean if higher_is_better else -difference.mean
+    width = f" ± {difference.half_width:.4f}" if math.isfinite(difference.half_width) else ""
+    return f"{advantage:+.4f}{width}{' *' if difference.is_larger_than_noise else ''}"
+
+
+def paper_table(spec: ExperimentSpec, results: Results, split: str) -> PageTable | None:
+    """Returns the paper's numbers beside ours and the agreement of both orders; None where no horizon is the same."""
+    metrics = [
+        metric
+        for metric in PAPER_METRICS
+        if any(paper_value(spec.paper, system, "30", metric) is not None for system in spec.network_names)
+    ]
+    rows = []
+    for horizon in results.distinct("horizon"):
+        theirs: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
+        ours: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
+        for system in spec.network_names:
+            texts = []
+            for metric in metrics:
+                printed = paper_value(spec.paper, system, horizon, metric)
+                if printed is not None:
+                    values = results.values(f"calibrated_{metric}", system=system, horizon=horizon, split=split)
+                    theirs[metric][system], ours[metric][system] = printed, spread(values).mean
+                    texts.append(f"{_number(printed)} / {_number(ours[metric][system])}")
+            if texts:
+                rows.append(cells([horizon, system, *texts]))
+        if any(theirs.values()):
+            agreement = [_number(order_agreement(ours[metric], theirs[metric])) for metric in metrics]
+            rows.append(cells([horizon, "order, Kendall tau", *agreement]))
+    if not rows:
+        return None
+    note = (
+        "The paper's number / ours (calibrated). The paper's data is private: only the orders can be compared, 1 the "
+        "same, 0 unrelated, -1 the reverse."
+    )
+    headings = [NAMES.get(metric, metric) for metric in metrics]
+    return PageTable("The paper's numbers and ours", note, ["horizon", "system", *headings], rows, num_heads=2)
+
+
+def oracle_table(results: Results, metrics: tuple[str, ...], split: str) -> PageTable | None:
+    """Returns ranking metrics as shares of what the oracle reaches; None without an oracle."""
+    if ORACLE not in results.distinct("system"):
+        return None
+    ranking = [metric for metric in metrics if metric in RANKING]
+    chance = {"auc": 0.5}
+    rows = []
+    for horizon in results.distinct("horizon"):
+        for system in results.distinct("system"):
+            texts = []
+            for metric in ranking:
+                value, best = (
+                    spread(results.values(f"calibrated_{metric}", system=name, horizon=horizon, split=split)).mean
+                    - chance.get(metric, 0.0)
+                    for name in (system, ORACLE)
+                )
+                texts.append("n/a" if not np.isfinite(value / best) else f"{100 * value / best:.1f} %")
+            rows.append(cells([horizon, system, *texts]))
+    note = "Share of the oracle's value, E[label | all that decides it]; of AUC the part above 0.5."
+    headings = [NAMES[metric] for metric in ranking]
+    return PageTable("Share of what is attainable", note, ["horizon", "system", *headings], rows, num_heads=2)
+
+
+def runtime_table(results: Results) -> PageTable:
+    """Returns the seconds that each system took, all horizons and seeds together."""
+    seconds = {row["system"]: row["cell_seconds"] for row in results.rows}
+    rows = [cells([system, f"{value:,.1f}"]) for system, value in seconds.items()]
+    note = "Training, calibration and prediction of all horizons and seeds, compilation included."
+    return PageTable("Runtime", note, ["system", "seconds"], rows)

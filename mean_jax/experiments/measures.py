@@ -1,0 +1,45 @@
+"""From predictions to the rows of an experiment: what is measured depends on how it is laid out."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from mean_jax.evaluation.metrics import point_metrics
+from mean_jax.experiments.cells import Prediction
+from mean_jax.experiments.data import ExperimentData
+from mean_jax.experiments.results import Row
+from mean_jax.experiments.targeting import measure_targeting
+
+Measure = Callable[[Iterable[Prediction], ExperimentData], list[Row]]
+
+
+def measure_accuracy(predictions: Iterable[Prediction], data: ExperimentData) -> list[Row]:
+    """Returns a row per prediction with every metric of the calibrated and of the raw values, in currency."""
+    rows: list[Row] = []
+    layout = data.store.schema.layout
+    labels: dict[str, np.ndarray] = {}
+    for prediction in predictions:
+        split = prediction.split
+        if split not in labels:
+            stored = data.store.split(split)
+            labels[split] = layout.labels_of(stored.gather(np.arange(len(stored)))).astype(np.float64)
+        label_V = labels[split][:, prediction.horizon]
+        is_known_V = ~np.isnan(label_V)
+        row: Row = {
+            "horizon": data.store.schema.horizons[prediction.horizon],
+            "seed": prediction.seed,
+            "point": prediction.point,
+            "split": split,
+        }
+        for space, value_V in (("calibrated", prediction.calibrated_V), ("raw", prediction.raw_V)):
+            metrics = point_metrics(label_V[is_known_V], value_V[is_known_V])
+            row |= {f"{space}_{name}": float(value) for name, value in metrics.items()}
+        rows.append(row)
+    return rows
+
+
+MEASURES: dict[str, Measure] = {
+    "comparison": measure_accuracy,
+    "curve": measure_accuracy,
+    "targeting": measure_targeting,
+}

@@ -1,0 +1,139 @@
+"""Runs an experiment cell by cell into a folder, and lays the results out once all cells are there.
+
+experiment.json   the specification; a folder belongs to one experiment
+data/             logs, tables and the store, made once
+runs/NAME/        run folder of each network, ready for mean-jax-score
+cells/NAME.json   rows of each finished system
+results.parquet   all rows
+table.md, report.html, *.svg
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import functools
+from pathlib import Path
+import re
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from mean_jax.errors import UserError
+from mean_jax.experiments import cells
+from mean_jax.experiments.cells import Prediction
+from mean_jax.experiments.data import ORACLE, ExperimentData, open_data
+from mean_jax.experiments.layouts import LAYOUTS
+from mean_jax.experiments.measures import MEASURES
+from mean_jax.experiments.peers import PEERS, applies, unavailable
+from mean_jax.experiments.results import RESULTS_NAME, CellFile, Results, Row, write_results
+from mean_jax.experiments.spec import ExperimentSpec, parse_spec
+from mean_jax.fileio import read_json, write_json
+from mean_jax.log import LOGGER
+
+KIND, VERSION = "mean-jax experiment", 1
+SPEC_NAME = "experiment.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A system of the experiment."""
+
+    system: str  # its name in the table
+    kind: str  # network, peer or oracle
+    identity: dict[str, Any]  # what decides its predictions besides the data
+    predictions: Callable[[], Iterable[Prediction]]
+
+
+def plan_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> list[Cell]:
+    """Returns the cells of an experiment; peers that cannot run on this data or machine are named in the log.
+
+    Raises:
+      UserError: a peer that does not exist.
+    """
+    return [*_network_cells(spec, data, output), *_peer_cells(spec, data)]
+
+
+def _network_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> Iterator[Cell]:
+    for name in spec.network_names:
+        config = spec.network_config(name)
+        predictions = functools.partial(cells.network_predictions, config, data, output / "runs" / _slug(name))
+        yield Cell(name, "network", dataclasses.asdict(config), predictions)
+
+
+def _peer_cells(spec: ExperimentSpec, data: ExperimentData) -> Iterator[Cell]:
+    seeds = range(spec.train.seed, spec.train.seed + spec.train.num_seeds)
+    for name in spec.peers:
+        if name not in PEERS:
+            raise UserError(f"--config.peers: {name} is not a peer; choose from {', '.join(PEERS)}")
+        problem = unavailable(name) or applies(name, data.store.schema.numeric, data.observation_days)
+        if problem:
+            LOGGER.warning("%s is left out: %s", name, problem)
+            continue
+        identity = {"peer": name, "seeds": list(seeds)}
+        yield Cell(name, "peer", identity, functools.partial(cells.peer_predictions, name, data, seeds))
+    if data.oracle is not None:
+        yield Cell(ORACLE, ORACLE, {}, functools.partial(cells.oracle_predictions, data))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _finished_rows(
+    cell: Cell, spec: ExperimentSpec, data: ExperimentData, output: Path, store_identity: str
+) -> list[Row]:
+    """Returns the rows of a cell, from its file or by running it."""
+    fingerprint = {"store": store_identity, "layout": spec.layout, "system": cell.system, **cell.identity}
+    file = CellFile(output / "cells" / f"{_slug(cell.system)}.json", fingerprint)
+    rows = file.load()
+    if rows is None:
+        start = time.monotonic()
+        measured = MEASURES[spec.layout](cell.predictions(), data)
+        seconds = round(time.monotonic() - start, 1)
+        rows = [{"system": cell.system, "kind": cell.kind, **row, "cell_seconds": seconds} for row in measured]
+        file.save(rows)
+        LOGGER.info("%s: finished in %.1f s", cell.system, seconds)
+    return rows
+
+
+def _claim_output(spec: ExperimentSpec, output: Path, store: str | None) -> None:
+    """Writes experiment.json, or checks that the folder belongs to this very experiment."""
+    content = {"spec": dataclasses.asdict(spec), "store": store}
+    path = output / SPEC_NAME
+    if path.is_file():
+        saved = parse_spec(read_json(path, KIND, VERSION)["spec"])
+        for section in ("data", "train"):
+            asked, found = getattr(spec, section), getattr(saved, section)
+            if asked != found:
+                raise UserError(f"--output: {output} holds an experiment with {found}, not {asked}; choose another")
+    elif output.exists() and any(output.iterdir()):
+        raise UserError(f"--output: folder {output} exists and is not an experiment; choose another --output")
+    write_json(path, KIND, VERSION, content)
+
+
+def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None) -> bool:
+    """Runs what is not finished yet and writes the tables; returns whether all cells are finished.
+
+    Args:
+      spec: the experiment.
+      output: its folder, new or of an earlier call of the same experiment.
+      store: a training store in place of `spec.data`.
+
+    Raises:
+      UserError: the folder is of something else, the data cannot be had, or a system cannot be trained on it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    _claim_output(spec, output, store)
+    data = open_data(spec.data, output / "data", store)
+    planned = plan_cells(spec, data, output)
+    rows: list[Row] = []
+    store_identity = data.fingerprint()
+    for cell in tqdm(planned, desc="systems", unit=" systems", disable=None):
+        try:
+            rows += _finished_rows(cell, spec, data, output, store_identity)
+        except cells.Interrupted:
+            LOGGER.info("stopped in %s; run the same command to go on", cell.system)
+            return False
+    write_results(output / RESULTS_NAME, rows)
+    LAYOUTS[spec.layout](spec, Results(tuple(rows)), data, output)
+    return True

@@ -1,0 +1,72 @@
+"""Statistics over seeds: spread, paired differences, and the agreement of two orders."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+HIGHER_IS_BETTER = {"gini": True, "gini_raw": True, "spearman": True, "auc": True}  # all other metrics: lower
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds; the latter is NaN for a single one."""
+
+    mean: float
+    deviation: float
+
+
+class Difference(NamedTuple):
+    """The mean of paired differences over seeds and the half width of its 95 % t interval."""
+
+    mean: float
+    half_width: float  # NaN for a single pair
+
+    @property
+    def is_larger_than_noise(self) -> bool:
+        """Whether the interval excludes 0; never true for a single pair."""
+        return bool(abs(self.mean) > self.half_width)
+
+
+def is_higher_better(metric: str) -> bool:
+    """Tells in which direction a metric improves."""
+    return HIGHER_IS_BETTER.get(metric, False)
+
+
+def spread(values: Mapping[int, float]) -> Spread:
+    """Returns mean and standard deviation of one value per seed."""
+    array = np.array(list(values.values()), np.float64)
+    if not len(array):
+        return Spread(np.nan, np.nan)
+    return Spread(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else np.nan)
+
+
+def paired_difference(reference: Mapping[int, float], other: Mapping[int, float]) -> Difference:
+    """Returns reference minus other over the seeds that both have.
+
+    A system without randomness has one value; it is paired with every seed of the reference.
+
+    Args:
+      reference: a value per seed.
+      other: a value per seed, or one value.
+    """
+    if len(other) == 1 and not set(other) & set(reference):
+        (constant,) = other.values()
+        other = dict.fromkeys(reference, constant)
+    seeds = sorted(set(reference) & set(other))
+    differences = np.array([reference[seed] - other[seed] for seed in seeds], np.float64)
+    if not len(differences):
+        return Difference(np.nan, np.nan)
+    if len(differences) == 1:
+        return Difference(float(differences[0]), np.nan)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)
+    return Difference(float(differences.mean()), float(quantile * differences.std(ddof=1) / np.sqrt(len(differences))))
+
+
+def order_agreement(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+    """Returns Kendall's tau-b between two orders of the systems that both have; 1 the same, -1 the reverse."""
+    names = [name for name in ours if name in theirs and np.isfinite(ours[name])]
+    if len(names) < 2:
+        return float("nan")
+    return float(stats.kendalltau([ours[name] for name in names], [theirs[name] for name in names]).statistic)

@@ -1,0 +1,224 @@
+"""mean-jax-experiment end to end on tiny data: it runs, resumes, and refuses what it cannot do."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mean_jax.cli import experiment
+from mean_jax.config import load_config
+from mean_jax.evaluation.metrics import point_metrics
+from mean_jax.experiments import runner
+from mean_jax.experiments.results import Results
+from mean_jax.experiments.spec import parse_spec
+
+SHIPPED = sorted(path.stem for path in Path("configs/experiments").glob("*.py"))
+# Two networks and a peer are enough where not the systems but the machinery is tested.
+SMALL = (
+    '--config.networks=(("MEAN", "mean"), ("ZILN", "dnn_ziln"))',
+    '--config.peers=("past_spend", "constant_mean", "constant_zero")',
+)
+
+
+def read_rows(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "results.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished comparison in smoke mode."""
+    folder = tmp_path_factory.mktemp("experiments") / "small"
+    arguments = ["mean-jax-experiment", "--config=table1", f"--output={folder}", "--smoke", *SMALL]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr("sys.argv", arguments)
+        experiment.main()
+    assert stopped.value.code == 0
+    return folder
+
+
+def test_a_comparison_has_a_row_per_system_horizon_seed_and_split(finished):
+    rows = read_rows(finished)
+    counts = {}
+    for row in rows:
+        key = (row["system"], row["horizon"], row["split"])
+        counts[key] = counts.get(key, 0) + 1
+    seeds = {"MEAN": 2, "ZILN": 2, "constant_mean": 1, "constant_zero": 1, "oracle": 1}
+    expected = {
+        (system, horizon, split): number
+        for system, number in seeds.items()
+        for horizon in ("30", "90", "180", "365")
+        for split in ("validation", "test")
+    }
+    assert counts == expected  # past_spend has no column here and is left out
+    assert all(np.isfinite(row["calibrated_gini"]) for row in rows if row["system"] in ("MEAN", "ZILN", "oracle"))
+
+
+def test_a_networks_rows_are_the_metrics_of_its_run(finished, tmp_path):
+    """The numbers of the table are those that mean-jax-evaluate gives for the same run and store."""
+    from mean_jax.evaluation.evaluate import evaluate
+
+    evaluate(str(finished / "runs/mean"), str(finished / "data/store"), "test", tmp_path / "evaluation", 2)
+    seeds = pq.read_table(tmp_path / "evaluation/seeds.parquet").to_pylist()
+    rows = Results(tuple(read_rows(finished)))
+    names = {"currency": "calibrated", "currency_raw": "raw"}
+    compared = 0
+    for row in seeds:
+        if row["space"] in names:
+            column = f"{names[row['space']]}_{row['metric']}"
+            values = rows.values(column, system="MEAN", horizon=row["horizon"], split="test")
+            assert values[row["seed"]] == pytest.approx(row["value"], rel=1e-6, nan_ok=True), column
+            compared += 1
+    assert compared == 2 * 13 * 4 * 2
+
+
+def test_constant_predictions_are_what_they_say(finished):
+    rows = Results(tuple(read_rows(finished)))
+    for horizon in ("30", "365"):
+        wanted = {"horizon": horizon, "split": "test"}
+        assert rows.values("raw_bias", system="constant_zero", **wanted) == {-1: 0.0}
+        assert rows.values("raw_gini", system="constant_mean", **wanted) == {-1: 0.0}
+        mae = rows.values("raw_mae", system="constant_zero", **wanted)[-1]
+        oracle = pq.read_table(finished / "data/synthetic/oracle").column(f"oracle_{horizon}").to_numpy()
+        assert mae == pytest.approx(oracle.mean(), rel=0.5)  # the mean label of 600 customers
+
+
+def test_tables_say_what_the_rows_say(finished):
+    text = (finished / "table.md").read_text()
+    rows = Results(tuple(read_rows(finished)))
+    values = list(rows.values("calibrated_gini", system="MEAN", horizon="30", split="test").values())
+    (line,) = [line for line in text.split("## ")[1].splitlines() if line.startswith("| 30 | MEAN |")]
+    assert f"{np.mean(values):.4f} ({np.std(values, ddof=1):.4f})" in line
+    for title in ("MEAN against the others", "Share of what is attainable", "Totals and errors", "Runtime"):
+        assert f"## {title}" in text
+    assert "| 30 | oracle | 100.0 % | 100.0 % | 100.0 % |" in text
+    html = (finished / "report.html").read_text()
+    assert "<script" not in html and "http" not in html.replace("http://www.w3.org", "")
+    assert f"{np.mean(values):.4f}" in html
+
+
+def test_finished_systems_are_not_run_again_and_a_lost_one_alone_is(finished, call, monkeypatch):
+    ran = []
+    original = runner.cells.network_predictions
+    monkeypatch.setattr(runner.cells, "network_predictions", lambda *a: ran.append(a[2].name) or original(*a))
+    before = read_rows(finished)
+    command = ("--config=table1", f"--output={finished}", "--smoke", *SMALL)
+    assert call(experiment.main, *command)[0] == 0
+    assert ran == []
+    (finished / "cells/mean.json").unlink()
+    assert call(experiment.main, *command)[0] == 0
+    assert ran == ["mean"]
+    after = read_rows(finished)
+    for row in (*before, *after):
+        row.pop("cell_seconds")
+    assert after == before
+
+
+def test_an_interrupted_experiment_goes_on(finished, call, monkeypatch):
+    def stop(*_):
+        raise runner.cells.Interrupted
+
+    command = ("--config=table1", f"--output={finished}", "--smoke", *SMALL)
+    (finished / "cells/ziln.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.cells, "network_predictions", stop)
+        code, lines = call(experiment.main, *command)
+    assert code == 0 and "stopped in ZILN; run the same command to go on" in lines
+    assert not (finished / "cells/ziln.json").exists()
+    assert call(experiment.main, *command)[0] == 0
+    assert (finished / "cells/ziln.json").exists()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_experiment_is_complete_and_valid(name):
+    spec = parse_spec(load_config(name, [], "experiments"))
+    assert spec.title and spec.network_names
+
+
+def test_a_curve_has_its_points_in_order(tmp_path, call):
+    folder = tmp_path / "curve"
+    sweep = '--config.networks=(("MEAN", "mean", "sweep.field=huber_delta", "sweep.values=(2.0, 0.5)"),)'
+    code, lines = call(experiment.main, "--config=figure2", f"--output={folder}", "--smoke", sweep)
+    assert code == 0, lines
+    rows = read_rows(folder)
+    assert {row["point"] for row in rows if row["kind"] == "network"} == {0.5, 2.0}
+    table = (folder / "table.md").read_text()
+    assert table.index("| 0.5 |") < table.index("| 2 |")
+    assert "Huber delta" in (folder / "calibrated_percentile_mape.svg").read_text()
+
+
+def test_targeting_of_a_labelled_set(tmp_path, call):
+    folder = tmp_path / "targeting"
+    networks = '--config.networks=(("MEAN", "mean"),)'
+    code, lines = call(
+        experiment.main, "--config=table4", f"--output={folder}", "--smoke", networks, "--config.peers=()"
+    )
+    assert code == 0, lines
+    rows = read_rows(folder)
+    assert {row["outcome"] for row in rows} == {"conversion rate", "amount per day"}
+    oracle = [row for row in rows if row["system"] == "oracle" and row["outcome"] == "conversion rate"]
+    assert all(row["difference"] > 0 for row in oracle)
+    assert "The paper's A/B test" in (folder / "table.md").read_text()
+
+
+def test_your_own_store(store_path, tmp_path, call):
+    folder = tmp_path / "own"
+    small = (
+        '--config.networks=(("MEAN", "mean", "model.bottom_sizes=(8,)", "train.batch_size=64"),)',
+        '--config.peers=("constant_mean", "rfm")',
+        "--config.train.num_seeds=1",
+        "--config.train.max_epochs=1",
+        "--config.metrics=('gini',)",
+    )
+    code, lines = call(experiment.main, "--config=table1", f"--output={folder}", f"--data={store_path}", *small)
+    assert code == 0, lines
+    assert "rfm is left out" in lines
+    assert {row["system"] for row in read_rows(folder)} == {"MEAN", "constant_mean"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=table9"], "--config=table9: no such file; give a path or one of: figure2, figure3"),
+        (["--config=table1", "--config.data.name=nowhere"], "--config.data.name=nowhere: choose synthetic or one of"),
+        (["--config=table1", '--config.peers=("xgboost",)'], "xgboost is not a peer; choose from"),
+        (["--config=table1", '--config.networks=(("MEAN", "nowhere"),)'], "--config=nowhere: no such file"),
+        (["--config=table1", "--config.reference=GPT"], "--config.reference=GPT: expected one of DNN-ZILN"),
+        (["--config=table1", "--config.train.num_sedes=2"], "did you mean train.num_seeds?"),
+        (["--config=table1", "--data=/nowhere"], "--data: folder /nowhere does not exist"),
+        (["--config=table1", '--config.networks=(("MEAN", "mean", "model.tau=0.0"),)'], "model.tau=0.0: expected"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_leave_no_results(arguments, expected, tmp_path, call):
+    code, lines = call(experiment.main, *arguments, f"--output={tmp_path / 'out'}")
+    assert code == 2
+    assert lines.count("error:") == 1 and expected in lines
+    assert not (tmp_path / "out/results.parquet").exists()
+
+
+def test_a_folder_of_something_else_is_refused(finished, tmp_path, call):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("")
+    code, lines = call(experiment.main, "--config=table1", f"--output={tmp_path / 'other'}", "--smoke")
+    assert code == 2 and "is not an experiment" in lines
+    code, lines = call(experiment.main, "--config=table1", f"--output={finished}", *SMALL)
+    assert code == 2 and "holds an experiment with DataSpec(name='synthetic'" in lines
+    changed = '--config.networks=(("MEAN", "mean", "model.tau=3.0"), ("ZILN", "dnn_ziln"))'
+    code, lines = call(experiment.main, "--config=table1", f"--output={finished}", "--smoke", changed)
+    assert code == 2 and "mean.json: holds results of another configuration" in lines
+
+
+def test_metrics_of_the_oracle_are_those_of_its_file(finished):
+    from mean_jax.data.store import Store
+
+    store = Store(finished / "data/store")
+    rows = store.split("test")
+    labels = store.schema.layout.labels_of(rows.gather(np.arange(len(rows))))[:, 0].astype(np.float64)
+    oracle = pq.read_table(finished / "data/synthetic/oracle").to_pydict()
+    by_id = dict(zip(oracle["customer_id"], oracle["oracle_30"], strict=True))
+    values = np.array([by_id[id_] for id_ in rows.ids().to_pylist()])
+    expected = point_metrics(labels, values)["gini"]
+    results = Results(tuple(read_rows(finished)))
+    assert results.values("raw_gini", system="oracle", horizon="30", split="test") == {-1: pytest.approx(expected)}
+    assert json.loads((finished / "experiment.json").read_text())["format"] == "mean-jax experiment"
