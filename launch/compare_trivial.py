@@ -1,7 +1,7 @@
 """Prints the metrics of an evaluation per horizon beside two predictors that need no model.
 
-`constant` predicts the mean label of the training split for everybody, `spend` the spend in the observation window
-times one factor fitted on the training split. What a model adds is what it does better than these.
+`constant_mean` predicts the mean label of the training split for everybody, `past_spend` the spend in the observation
+window times one factor fitted on the training split. What a model adds is what it does better than these.
 """
 
 import json
@@ -12,49 +12,39 @@ import numpy as np
 
 from mean_jax.cli import common
 from mean_jax.data.store import Store
-from mean_jax.data.tables import missing_column
 from mean_jax.evaluation.metrics import point_metrics
+from mean_jax.experiments.cells import peer_predictions
+from mean_jax.experiments.data import ExperimentData
 
 _FLAGS = flags.FlagValues()  # of this command alone
 _DATA = flags.DEFINE_string("data", None, "Training store.", required=True, flag_values=_FLAGS)
 _EVALUATION = flags.DEFINE_string(
-    "evaluation", None, "Output folder of mean-jax-evaluate on it.", required=True, flag_values=_FLAGS
-)
-_SPEND_COLUMN = flags.DEFINE_string(
-    "spend_column", "amount_sum", "Feature with the spend so far, in currency.", flag_values=_FLAGS
+    "evaluation", None, "Output folder of mean-jax-evaluate on its test split.", required=True, flag_values=_FLAGS
 )
 _METRICS = ("gini", "spearman", "auc", "bias", "mae", "decile_mape", "percentile_mape")
 
 
-def _split_columns(store: Store, split: str, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (spend_V, labels_VxT) of a split."""
-    rows = store.split(split)
-    words = rows.gather(np.arange(len(rows)))
-    spend_V = words[:, store.schema.numeric.index(column)].astype(np.float64)
-    return np.nan_to_num(spend_V), store.schema.layout.labels_of(words).astype(np.float64)
-
-
 def _main() -> None:
-    store = Store(Path(_DATA.value))
-    if _SPEND_COLUMN.value not in store.schema.numeric:
-        raise missing_column(_SPEND_COLUMN.value, "--spend_column", store.schema.numeric, _DATA.value)
+    data = ExperimentData(_DATA.value, Store(Path(_DATA.value)))
+    labels_VxT = data.labels("test")
     evaluation = json.loads((Path(_EVALUATION.value) / "metrics.json").read_text())
-    train_spend, train_labels = _split_columns(store, "train", _SPEND_COLUMN.value)
-    spend, labels = _split_columns(store, evaluation["split"], _SPEND_COLUMN.value)
-    print(f"{'horizon':<9}{'predictor':<12}" + "".join(f"{name:>17}" for name in _METRICS))
-    for index, (horizon, spaces) in enumerate(evaluation["horizons"].items()):
-        is_known, is_known_train = ~np.isnan(labels[:, index]), ~np.isnan(train_labels[:, index])
-        factor = train_labels[is_known_train, index].sum() / train_spend[is_known_train].sum()
-        label = labels[is_known, index]
-        constant = np.full(len(label), store.transform.label_mean[index])
-        lines = {
-            "MEAN": {name: spaces["currency"][name]["value"] for name in _METRICS},
-            "spend": point_metrics(label, factor * spend[is_known]),
-            "constant": point_metrics(label, constant),
-        }
-        for name, values in lines.items():
+    lines = {
+        (horizon, "MEAN"): {name: spaces["currency"][name]["value"] for name in _METRICS}
+        for horizon, spaces in evaluation["horizons"].items()
+    }
+    for name in ("past_spend", "constant_mean"):
+        for prediction in peer_predictions(name, data, range(1)):
+            if prediction.split == "test":
+                label_V = labels_VxT[:, prediction.horizon]
+                is_known_V = ~np.isnan(label_V)
+                horizon = data.store.schema.horizons[prediction.horizon]
+                lines[horizon, name] = point_metrics(label_V[is_known_V], prediction.raw_V[is_known_V])
+    print(f"{'horizon':<9}{'predictor':<15}" + "".join(f"{name:>17}" for name in _METRICS))
+    for horizon in data.store.schema.horizons:
+        for name in ("MEAN", "past_spend", "constant_mean"):
+            values = lines[horizon, name]
             cells = (float("nan") if values[metric] is None else values[metric] for metric in _METRICS)
-            print(f"{horizon:<9}{name:<12}" + "".join(f"{cell:>17.4f}" for cell in cells))
+            print(f"{horizon:<9}{name:<15}" + "".join(f"{cell:>17.4f}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -24,5 +24,5 @@ mean-jax-evaluate --workdir="$folder/run" --data="$folder/store" --split=test --
 step "score every customer"
 mean-jax-score --workdir="$folder/run" --input="$folder/customers.parquet" --output="$folder/scores"
 step "MEAN and two trivial predictors on the test split"
-python launch/compare_trivial.py --data="$folder/store" --evaluation="$folder/evaluation" --spend_column=amount_sum
+python launch/compare_trivial.py --data="$folder/store" --evaluation="$folder/evaluation"
 printf '\nreport: %s\nscores: %s\n' "$folder/evaluation/report.html" "$folder/scores"

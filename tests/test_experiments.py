@@ -201,7 +201,7 @@ def test_a_folder_of_something_else_is_refused(finished, tmp_path, call):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("")
     code, lines = call(experiment.main, "--config=table1", f"--output={tmp_path / 'other'}", "--smoke")
-    assert code == 2 and "is not an experiment" in lines
+    assert code == 2 and "exists and is not empty" in lines
     code, lines = call(experiment.main, "--config=table1", f"--output={finished}", *SMALL)
     assert code == 2 and "holds an experiment with DataSpec(name='synthetic'" in lines
     changed = '--config.networks=(("MEAN", "mean", "model.tau=3.0"), ("ZILN", "dnn_ziln"))'

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,7 @@ from mean_jax.features.spec import FeatureSpec
 from mean_jax.fileio import file_sha256
 
 ORACLE = "oracle"
+_BLOCK_ROWS = 1 << 16  # read at a time where only the labels are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,13 @@ class ExperimentData:
         """Returns the days of a horizon, or None where the label's name is no number."""
         name = self.store.schema.horizons[horizon]
         return float(name) if re.fullmatch(r"\d+", name) else None
+
+    def labels(self, split: str) -> np.ndarray:
+        """Returns labels_VxT of a split in currency, float64, NaN where unknown."""
+        rows = self.store.split(split)
+        words = (rows.gather(index_B) for index_B in np.array_split(np.arange(len(rows)), 1 + len(rows) // _BLOCK_ROWS))
+        blocks = [self.store.schema.layout.labels_of(words_BxW).astype(np.float64) for words_BxW in words]
+        return np.concatenate(blocks)
 
     def fingerprint(self) -> str:
         """Returns what tells this store from another: the checksum of its manifest."""

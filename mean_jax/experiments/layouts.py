@@ -1,35 +1,36 @@
 """How the results of an experiment are laid out: a page of tables and figures for each kind of experiment."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from mean_jax.evaluation.svg import LINES, drawing, inline_svg, single_axes
 from mean_jax.experiments import comparison
 from mean_jax.experiments.data import ExperimentData
-from mean_jax.experiments.page import Page, PageFigure, PageTable, cells, write_page
+from mean_jax.experiments.page import Page, PageFigure, PageTable, cells
 from mean_jax.experiments.paper import TABLE_4
 from mean_jax.experiments.results import Results
 from mean_jax.experiments.spec import ExperimentSpec
 from mean_jax.experiments.statistics import spread
 from mean_jax.experiments.targeting import SHARE
 
-Layout = Callable[[ExperimentSpec, Results, ExperimentData, Path], None]
+LeftOut = Mapping[str, str]  # peer -> why it is not in the table
+Layout = Callable[[ExperimentSpec, Results, ExperimentData, LeftOut], Page]
 TEST = "test"
 
 
-def _facts(spec: ExperimentSpec, data: ExperimentData) -> list[tuple[str, str]]:
+def _facts(spec: ExperimentSpec, data: ExperimentData, left_out: LeftOut) -> list[tuple[str, str]]:
     rows = [f"{len(data.store.split(split)):,}" for split in ("train", "validation", TEST)]
     train = spec.train
     return [
         ("Data", f"{data.name}, {' / '.join(rows)} customers in training, validation and test"),
         ("Seeds", f"{train.num_seeds} from {train.seed}"),
         ("Budget", f"at most {train.max_epochs} epochs, patience {train.patience} on {train.early_stopping_metric}"),
+        *((f"Left out: {name}", reason) for name, reason in left_out.items()),
     ]
 
 
-def _comparison(spec: ExperimentSpec, results: Results, data: ExperimentData, output: Path) -> None:
+def _comparison(spec: ExperimentSpec, results: Results, data: ExperimentData, left_out: LeftOut) -> Page:
     tables = [
         comparison.systems_table(results, spec.metrics, TEST, "Test split"),
         comparison.paired_table(spec, results, TEST),
@@ -39,7 +40,7 @@ def _comparison(spec: ExperimentSpec, results: Results, data: ExperimentData, ou
         comparison.systems_table(results, spec.metrics, "validation", "Validation split"),
         comparison.runtime_table(results),
     ]
-    write_page(Page(spec.title, _facts(spec, data), [table for table in tables if table]), output)
+    return Page(spec.title, _facts(spec, data, left_out), [table for table in tables if table])
 
 
 def _points(results: Results) -> dict[float, tuple[str, float | None]]:
@@ -48,7 +49,7 @@ def _points(results: Results) -> dict[float, tuple[str, float | None]]:
     return {float(system if point is None else point): (system, point) for system, point in pairs}
 
 
-def _curve(spec: ExperimentSpec, results: Results, data: ExperimentData, output: Path) -> None:
+def _curve(spec: ExperimentSpec, results: Results, data: ExperimentData, left_out: LeftOut) -> Page:
     points = dict(sorted(_points(results).items()))
     figures, tables = [], []
     for column, heading in [pair for metric in spec.metrics for pair in comparison.columns_of(metric)]:
@@ -68,7 +69,7 @@ def _curve(spec: ExperimentSpec, results: Results, data: ExperimentData, output:
         ]
         note = "Test split, mean over seeds (standard deviation)."
         tables.append(PageTable(heading, note, [spec.horizontal, *(f"{horizon} days" for horizon in lines)], rows))
-    write_page(Page(spec.title, _facts(spec, data), tables, figures), output)
+    return Page(spec.title, _facts(spec, data, left_out), tables, figures)
 
 
 def _curve_figure(x: list[float], lines: dict[str, list], column: str, heading: str, horizontal: str) -> PageFigure:
@@ -95,7 +96,7 @@ def _curve_figure(x: list[float], lines: dict[str, list], column: str, heading: 
     return PageFigure(column, heading, svg, "Test split, mean over seeds; the bars are one standard deviation.")
 
 
-def _targeting(spec: ExperimentSpec, results: Results, data: ExperimentData, output: Path) -> None:
+def _targeting(spec: ExperimentSpec, results: Results, data: ExperimentData, left_out: LeftOut) -> Page:
     groups = f"among the top {SHARE:.0%} by prediction and among a random {SHARE:.0%}"
     notes = {
         "lift": f"The mean outcome {groups}: how well the customers are found, not what contacting them changes.",
@@ -123,7 +124,7 @@ def _targeting(spec: ExperimentSpec, results: Results, data: ExperimentData, out
         note = "Improvement of the group that MEAN targeted over the randomly targeted one, as the paper prints it."
         columns = ["group and days", "activation rate", "loan rate", "average daily loan amounts"]
         tables.append(PageTable("The paper's A/B test", note, columns, rows))
-    write_page(Page(spec.title, _facts(spec, data), tables), output)
+    return Page(spec.title, _facts(spec, data, left_out), tables)
 
 
 LAYOUTS: dict[str, Layout] = {"comparison": _comparison, "curve": _curve, "targeting": _targeting}

@@ -16,13 +16,11 @@ Measure = Callable[[Iterable[Prediction], ExperimentData], list[Row]]
 def measure_accuracy(predictions: Iterable[Prediction], data: ExperimentData) -> list[Row]:
     """Returns a row per prediction with every metric of the calibrated and of the raw values, in currency."""
     rows: list[Row] = []
-    layout = data.store.schema.layout
     labels: dict[str, np.ndarray] = {}
     for prediction in predictions:
         split = prediction.split
         if split not in labels:
-            stored = data.store.split(split)
-            labels[split] = layout.labels_of(stored.gather(np.arange(len(stored)))).astype(np.float64)
+            labels[split] = data.labels(split)
         label_V = labels[split][:, prediction.horizon]
         is_known_V = ~np.isnan(label_V)
         row: Row = {

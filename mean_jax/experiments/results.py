@@ -44,11 +44,11 @@ class CellFile:
             raise UserError(f"{self.path}: holds results of another configuration or store; choose another --output")
         return content["rows"]
 
-    def save(self, rows: Sequence[Row]) -> None:
-        """Keeps the rows; a value that is not finite is kept as null."""
-        write_json(
-            self.path, KIND, VERSION, {"fingerprint": self.fingerprint, "rows": [_json_ready(row) for row in rows]}
-        )
+    def save(self, rows: Sequence[Row]) -> list[Row]:
+        """Keeps the rows and returns them as `load` will: a value that is not finite is null."""
+        rows = [_json_ready(row) for row in rows]
+        write_json(self.path, KIND, VERSION, {"fingerprint": self.fingerprint, "rows": rows})
+        return rows
 
 
 def _json_ready(row: Row) -> Row:

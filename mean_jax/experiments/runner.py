@@ -8,11 +8,11 @@ results.parquet   all rows
 table.md, report.html, *.svg
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 from pathlib import Path
-import re
+import shutil
 import time
 from typing import Any
 
@@ -24,10 +24,11 @@ from mean_jax.experiments.cells import Prediction
 from mean_jax.experiments.data import ORACLE, ExperimentData, open_data
 from mean_jax.experiments.layouts import LAYOUTS
 from mean_jax.experiments.measures import MEASURES
+from mean_jax.experiments.page import write_page
 from mean_jax.experiments.peers import PEERS, applies, unavailable
 from mean_jax.experiments.results import RESULTS_NAME, CellFile, Results, Row, write_results
-from mean_jax.experiments.spec import ExperimentSpec, parse_spec
-from mean_jax.fileio import read_json, write_json
+from mean_jax.experiments.spec import ExperimentSpec, parse_spec, slug
+from mean_jax.fileio import read_json, require_free_output, write_json
 from mean_jax.log import LOGGER
 
 KIND, VERSION = "mean-jax experiment", 1
@@ -44,61 +45,48 @@ class Cell:
     predictions: Callable[[], Iterable[Prediction]]
 
 
-def plan_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> list[Cell]:
-    """Returns the cells of an experiment; peers that cannot run on this data or machine are named in the log.
+def plan_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> tuple[list[Cell], dict[str, str]]:
+    """Returns the cells of an experiment, and the peers that cannot run on this data or machine with the reason.
 
     Raises:
       UserError: a peer that does not exist.
     """
-    return [*_network_cells(spec, data, output), *_peer_cells(spec, data)]
-
-
-def _network_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> Iterator[Cell]:
+    planned, left_out = [], {}
     for name in spec.network_names:
         config = spec.network_config(name)
-        predictions = functools.partial(cells.network_predictions, config, data, output / "runs" / _slug(name))
-        yield Cell(name, "network", dataclasses.asdict(config), predictions)
-
-
-def _peer_cells(spec: ExperimentSpec, data: ExperimentData) -> Iterator[Cell]:
+        predictions = functools.partial(cells.network_predictions, config, data, output / "runs" / slug(name))
+        planned.append(Cell(name, "network", dataclasses.asdict(config), predictions))
     seeds = range(spec.train.seed, spec.train.seed + spec.train.num_seeds)
     for name in spec.peers:
         if name not in PEERS:
             raise UserError(f"--config.peers: {name} is not a peer; choose from {', '.join(PEERS)}")
         problem = unavailable(name) or applies(name, data.store.schema.numeric, data.observation_days)
         if problem:
-            LOGGER.warning("%s is left out: %s", name, problem)
-            continue
-        identity = {"peer": name, "seeds": list(seeds)}
-        yield Cell(name, "peer", identity, functools.partial(cells.peer_predictions, name, data, seeds))
+            left_out[name] = problem
+        else:
+            identity = {"peer": name, "seeds": list(seeds)}
+            planned.append(Cell(name, "peer", identity, functools.partial(cells.peer_predictions, name, data, seeds)))
     if data.oracle is not None:
-        yield Cell(ORACLE, ORACLE, {}, functools.partial(cells.oracle_predictions, data))
+        planned.append(Cell(ORACLE, ORACLE, {}, functools.partial(cells.oracle_predictions, data)))
+    return planned, left_out
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def _finished_rows(
-    cell: Cell, spec: ExperimentSpec, data: ExperimentData, output: Path, store_identity: str
-) -> list[Row]:
+def _finished_rows(cell: Cell, layout: str, data: ExperimentData, file: CellFile) -> list[Row]:
     """Returns the rows of a cell, from its file or by running it."""
-    fingerprint = {"store": store_identity, "layout": spec.layout, "system": cell.system, **cell.identity}
-    file = CellFile(output / "cells" / f"{_slug(cell.system)}.json", fingerprint)
     rows = file.load()
     if rows is None:
         start = time.monotonic()
-        measured = MEASURES[spec.layout](cell.predictions(), data)
+        measured = MEASURES[layout](cell.predictions(), data)
         seconds = round(time.monotonic() - start, 1)
-        rows = [{"system": cell.system, "kind": cell.kind, **row, "cell_seconds": seconds} for row in measured]
-        file.save(rows)
+        rows = file.save(
+            [{"system": cell.system, "kind": cell.kind, **row, "cell_seconds": seconds} for row in measured]
+        )
         LOGGER.info("%s: finished in %.1f s", cell.system, seconds)
     return rows
 
 
-def _claim_output(spec: ExperimentSpec, output: Path, store: str | None) -> None:
+def _claim_output(spec: ExperimentSpec, output: Path) -> None:
     """Writes experiment.json, or checks that the folder belongs to this very experiment."""
-    content = {"spec": dataclasses.asdict(spec), "store": store}
     path = output / SPEC_NAME
     if path.is_file():
         saved = parse_spec(read_json(path, KIND, VERSION)["spec"])
@@ -106,13 +94,15 @@ def _claim_output(spec: ExperimentSpec, output: Path, store: str | None) -> None
             asked, found = getattr(spec, section), getattr(saved, section)
             if asked != found:
                 raise UserError(f"--output: {output} holds an experiment with {found}, not {asked}; choose another")
-    elif output.exists() and any(output.iterdir()):
-        raise UserError(f"--output: folder {output} exists and is not an experiment; choose another --output")
-    write_json(path, KIND, VERSION, content)
+    else:
+        require_free_output(output)
+    write_json(path, KIND, VERSION, {"spec": dataclasses.asdict(spec)})
 
 
 def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None) -> bool:
     """Runs what is not finished yet and writes the tables; returns whether all cells are finished.
+
+    A peer that fails on the data is left out and named; a network that fails is an error.
 
     Args:
       spec: the experiment.
@@ -122,18 +112,31 @@ def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None)
     Raises:
       UserError: the folder is of something else, the data cannot be had, or a system cannot be trained on it.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    _claim_output(spec, output, store)
-    data = open_data(spec.data, output / "data", store)
-    planned = plan_cells(spec, data, output)
+    is_new = not output.exists()
+    _claim_output(spec, output)
+    try:
+        data = open_data(spec.data, output / "data", store)
+        planned, left_out = plan_cells(spec, data, output)
+    except UserError:
+        if is_new:  # nothing worth keeping, and the next call may name other data
+            shutil.rmtree(output)
+        raise
     rows: list[Row] = []
     store_identity = data.fingerprint()
     for cell in tqdm(planned, desc="systems", unit=" systems", disable=None):
+        fingerprint = {"store": store_identity, "layout": spec.layout, "system": cell.system, **cell.identity}
+        file = CellFile(output / "cells" / f"{slug(cell.system)}.json", fingerprint)
         try:
-            rows += _finished_rows(cell, spec, data, output, store_identity)
+            rows += _finished_rows(cell, spec.layout, data, file)
         except cells.Interrupted:
             LOGGER.info("stopped in %s; run the same command to go on", cell.system)
             return False
+        except UserError as error:
+            if cell.kind != "peer":
+                raise
+            left_out[cell.system] = str(error)
+    for name, reason in left_out.items():
+        LOGGER.warning("%s is left out: %s", name, reason)
     write_results(output / RESULTS_NAME, rows)
-    LAYOUTS[spec.layout](spec, Results(tuple(rows)), data, output)
+    write_page(LAYOUTS[spec.layout](spec, Results(tuple(rows)), data, left_out), output)
     return True

@@ -5,6 +5,7 @@ A config file in `configs/experiments/` returns `ExperimentSpec` as a ConfigDict
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -55,7 +56,11 @@ class ExperimentSpec:
         for entry in self.networks:
             require(len(entry) >= 2, "networks", entry, "name, config and overrides of each network")
         names = self.network_names
-        require(len(set(names)) == len(names) > 0, "networks", names, "at least one network, and each name once")
+        files = [slug(name) for name in (*names, *self.peers)]
+        require(bool(names), "networks", self.networks, "at least one network")
+        require(
+            len(set(files)) == len(files), "networks", [*names, *self.peers], "names that differ in a letter or digit"
+        )
         require(self.reference in names, "reference", self.reference, f"one of {', '.join(names)}")
 
     @property
@@ -72,6 +77,11 @@ class ExperimentSpec:
         (config_name, *overrides), *_ = [rest for first, *rest in self.networks if first == name]
         budget = [f"train.{field}={value}" for field, value in dataclasses.asdict(self.train).items()]
         return parse_config(load_config(config_name, [*budget, *overrides]), MODEL_CONFIGS)
+
+
+def slug(name: str) -> str:
+    """Returns the name of a system as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def to_config_dict(spec: ExperimentSpec) -> ConfigDict:
