@@ -55,8 +55,11 @@ def attention(f, params, pairwise):
     return a
 
 
-def forward(x, params, num_buckets, num_experts, hidden=(2, 1), pairwise=False, own_bottom=False, running=None):
-    """Returns eq. 2-7, 9-10 and 12 for encoded rows x; `running` = (mean, var), None for batch statistics."""
+def forward(x, params, num_buckets, num_experts, hidden=(2, 1), pairwise=False, own_bottom=False, running=None, printed=False):
+    """Returns eq. 2-7, 9-10 and 12 for encoded rows x.
+
+    `running` = (mean, var) of BatchNorm, None for batch statistics; `printed`: the gate of eq. 2-3 to the letter.
+    """
     bottom = mlp(x, params["bottom"], hidden[0])
     mean, variance = (None, None) if running is None else running
     experts = [expert(bottom, params["experts"], j, mean, variance) for j in range(num_experts)]
@@ -64,6 +67,9 @@ def forward(x, params, num_buckets, num_experts, hidden=(2, 1), pairwise=False, 
     kernel = np.asarray(head["gate"]["kernel"], np.float64)
     f = []
     for i in range(num_buckets):  # eq. 2-3: one gate per bucket
+        if printed:
+            f.append(softmax(bottom @ kernel)[:, i : i + 1] * sum(experts))
+            continue
         gate = softmax(bottom @ kernel[:, i * num_experts : (i + 1) * num_experts])
         f.append(sum(gate[:, j : j + 1] * experts[j] for j in range(num_experts)))
     f = np.stack(f, axis=1)

@@ -52,7 +52,8 @@ def apply(model, variables, x=X, mask=MASK, train=True):
 
 
 VARIANTS = {
-    "printed": TINY,
+    "defaults": TINY,
+    "printed_gate": dataclasses.replace(TINY, gate="printed"),
     "pairwise": dataclasses.replace(TINY, attention="pairwise"),
     "own_bottom": dataclasses.replace(TINY, dam_bottom="own"),
     "log_theta": dataclasses.replace(TINY, log_theta=True, tau=3.0, huber_delta=0.5),
@@ -74,6 +75,7 @@ def test_forward_and_losses_equal_the_numpy_version(name, train):
         M,
         pairwise=config.attention == "pairwise",
         own_bottom=config.dam_bottom == "own",
+        printed=config.gate == "printed",
         running=None if train else (np.asarray(stats["mean"]), np.asarray(stats["var"])),
     )
     np.testing.assert_allclose(outputs["value"][:, 0], expected["value"], rtol=2e-4, atol=1e-5)

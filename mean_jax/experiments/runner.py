@@ -56,7 +56,7 @@ def plan_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> tupl
         config = spec.network_config(name)
         predictions = functools.partial(cells.network_predictions, config, data, output / "runs" / slug(name))
         planned.append(Cell(name, "network", dataclasses.asdict(config), predictions))
-    seeds = range(spec.train.seed, spec.train.seed + spec.train.num_seeds)
+    seeds = range(spec.train.seed, spec.train.seed + (spec.num_peer_seeds or spec.train.num_seeds))
     for name in spec.peers:
         if name not in PEERS:
             raise UserError(f"--config.peers: {name} is not a peer; choose from {', '.join(PEERS)}")

@@ -45,6 +45,7 @@ class ExperimentSpec:
     # Of each: name in the table, config of mean-jax-train, then overrides, e.g. ("MEAN", "mean", "model.tau=4.0").
     networks: tuple[tuple[str, ...], ...] = ()
     peers: tuple[str, ...] = ()  # names of mean_jax.experiments.peers
+    num_peer_seeds: int = 0  # of peers with something random; 0: as many as the networks
     reference: str = "MEAN"  # the network that the others are compared with, seed by seed
     metrics: tuple[str, ...] = ("percentile_mape", "gini", "spearman", "auc")  # columns of the table
     paper: Literal["", "table1", "table2_3", "table4"] = ""  # the paper's numbers to print beside ours
@@ -56,6 +57,7 @@ class ExperimentSpec:
         for entry in self.networks:
             require(len(entry) >= 2, "networks", entry, "name, config and overrides of each network")
         names = self.network_names
+        require(self.num_peer_seeds >= 0, "num_peer_seeds", self.num_peer_seeds, "0 (as the networks) or more")
         files = [slug(name) for name in (*names, *self.peers)]
         require(bool(names), "networks", self.networks, "at least one network")
         require(

@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 from mean_jax.models.base import Model
+from mean_jax.models.mdan import Mdan, MdanConfig
 from mean_jax.models.mean import Mean, MeanConfig
+from mean_jax.models.optdist import OptDist, OptDistConfig
 from mean_jax.models.ziln import Ziln, ZilnConfig
 
 
@@ -15,7 +17,9 @@ class ModelDefinition(NamedTuple):
 
 
 MODELS = {
+    "mdan": ModelDefinition(Mdan, MdanConfig),
     "mean": ModelDefinition(Mean, MeanConfig),
+    "optdist": ModelDefinition(OptDist, OptDistConfig),
     "ziln": ModelDefinition(Ziln, ZilnConfig),
 }
 MODEL_CONFIGS = {name: definition.config for name, definition in MODELS.items()}

@@ -37,6 +37,7 @@ class Experts(nn.Module):
     output_size: int = 0
     batch_norm_momentum: float | None = None
     dtype: jnp.dtype = jnp.float32
+    output_bias_init: nn.initializers.Initializer = nn.initializers.zeros  # of the output layer, [M, output_size]
 
     @nn.compact
     def __call__(self, x_BxD: Array, mask_B: Array, train: bool) -> jax.Array:
@@ -52,9 +53,18 @@ class Experts(nn.Module):
                 flat_BxE = hidden.reshape(len(hidden), -1)
                 hidden = norm(flat_BxE, mask=mask_B[:, None]).reshape(hidden.shape)
             hidden = nn.relu(hidden)
-        return self._dense(hidden, len(self.hidden_sizes), self.output_size) if self.output_size else hidden
+        if not self.output_size:
+            return hidden
+        return self._dense(hidden, len(self.hidden_sizes), self.output_size, bias_init=self.output_bias_init)
 
-    def _dense(self, x: jax.Array, index: int, size: int, use_bias: bool = True) -> jax.Array:
+    def _dense(
+        self,
+        x: jax.Array,
+        index: int,
+        size: int,
+        use_bias: bool = True,
+        bias_init: nn.initializers.Initializer = nn.initializers.zeros,
+    ) -> jax.Array:
         """Returns [B, M, size] from x_BxD, which all experts read, or from x_BxMxH, of which each reads its own."""
         num_experts, width = self.num_experts, x.shape[-1]
         if x.ndim == 2:
@@ -68,7 +78,7 @@ class Experts(nn.Module):
             y_BxMxH = jnp.einsum("bmd,mdh->bmh", x, kernel_MxDxH)
         if not use_bias:
             return y_BxMxH
-        bias_MxH = self.param(f"bias_{index}", nn.initializers.zeros, (num_experts, size)).astype(self.dtype)
+        bias_MxH = self.param(f"bias_{index}", bias_init, (num_experts, size)).astype(self.dtype)
         return y_BxMxH + bias_MxH[None]
 
 

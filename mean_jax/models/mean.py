@@ -31,6 +31,9 @@ class MeanConfig:
     bottom_sizes: tuple[int, ...] = (512, 256)
     num_experts: int = 5
     expert_size: int = 64
+    # mmoe: a softmax over the experts per bucket, which eq. 2 means. printed: eq. 2-3 to the letter, one softmax over
+    # the buckets whose entry i scales the plain sum of all experts.
+    gate: Literal["mmoe", "printed"] = "mmoe"
     attention: Literal["row", "pairwise"] = "row"  # row: as eq. 4-5 print it; pairwise: tanh(W_q h_t + W_k h_t')
     dam: bool = True  # False: MVFE alone, without DAM and alignment
     dam_sizes: tuple[int, ...] = (256, 128, 64)
@@ -100,9 +103,14 @@ class MeanHead(nn.Module):
 
     @nn.compact
     def __call__(self, bottom_BxD: Array, expert_BxMxH: Array, dam_input_BxD: Array) -> dict[str, jax.Array]:
-        """Returns value [B], gate [B, N, M], log_theta [B, N] and, with DAM, logits [B, N] (the paper's k)."""
+        """Returns value [B], gate [B, N, M] (weights of the experts), log_theta [B, N] and, with DAM, logits [B, N] (the paper's k)."""
         dtype = jnp.dtype(self.config.compute_dtype)
-        gate_BxNxM = blocks.softmax_gates(bottom_BxD, self.num_buckets, self.config.num_experts, dtype)
+        num_experts = self.config.num_experts
+        if self.config.gate == "mmoe":
+            gate_BxNxM = blocks.softmax_gates(bottom_BxD, self.num_buckets, num_experts, dtype)
+        else:
+            gate_Bx1xN = blocks.softmax_gates(bottom_BxD, 1, self.num_buckets, dtype)
+            gate_BxNxM = jnp.repeat(gate_Bx1xN.transpose(0, 2, 1), num_experts, axis=2)
         f_BxNxH = blocks.mix_experts(gate_BxNxM, expert_BxMxH)
         log_a_BxNxN = DistributionAttention(self.config.attention, dtype, name="attention")(f_BxNxH)
         # Eq. 12 in log space, so that the divergence below stays finite where a softmax underflows.

@@ -7,7 +7,7 @@ import numpy as np
 from mean_jax.experiments.peers.task import PeerTask, Predict, Table
 from mean_jax.experiments.peers.two_stage import two_stage
 
-_SETTINGS: dict[str, Any] = {"n_estimators": 300, "min_samples_leaf": 10, "n_jobs": -1}
+_SETTINGS: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 10, "n_jobs": -1}
 
 
 class Imputer:
