@@ -5,6 +5,7 @@ from typing import NamedTuple
 from mean_jax.models.base import Model
 from mean_jax.models.mdan import Mdan, MdanConfig
 from mean_jax.models.mean import Mean, MeanConfig
+from mean_jax.models.odmn import Odmn, OdmnConfig
 from mean_jax.models.optdist import OptDist, OptDistConfig
 from mean_jax.models.ziln import Ziln, ZilnConfig
 
@@ -19,6 +20,7 @@ class ModelDefinition(NamedTuple):
 MODELS = {
     "mdan": ModelDefinition(Mdan, MdanConfig),
     "mean": ModelDefinition(Mean, MeanConfig),
+    "odmn": ModelDefinition(Odmn, OdmnConfig),
     "optdist": ModelDefinition(OptDist, OptDistConfig),
     "ziln": ModelDefinition(Ziln, ZilnConfig),
 }

@@ -29,7 +29,7 @@ class ModelConfig(Protocol):
 
     @property
     def multi_task(self) -> bool:
-        """Whether one network serves all horizons."""
+        """Whether one network serves all horizons; a constant of the class where it is no choice."""
 
     @property
     def compute_dtype(self) -> str:

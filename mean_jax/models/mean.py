@@ -103,7 +103,10 @@ class MeanHead(nn.Module):
 
     @nn.compact
     def __call__(self, bottom_BxD: Array, expert_BxMxH: Array, dam_input_BxD: Array) -> dict[str, jax.Array]:
-        """Returns value [B], gate [B, N, M] (weights of the experts), log_theta [B, N] and, with DAM, logits [B, N] (the paper's k)."""
+        """Returns value [B], gate [B, N, M], the weights of the experts, log_theta [B, N] and, with DAM, logits [B, N].
+
+        The logits are the paper's k.
+        """
         dtype = jnp.dtype(self.config.compute_dtype)
         num_experts = self.config.num_experts
         if self.config.gate == "mmoe":
