@@ -1,6 +1,6 @@
-"""ODMN with MDME: one network for all horizons, chained by mono units (Li et al. 2022); decoded by the likeliest bucket.
+"""ODMN with MDME: one network for all horizons, chained by mono units (Li et al. 2022).
 
-`--config.model.decode=expected` decodes by the mean of the same distribution, which BASELINES.md 3.4 finds far better.
+It predicts the likeliest bucket, as its paper; `--config.model.decode=expected` the mean of the same distribution.
 
 Command:  mean-jax-train --config=odmn --data=STORE --workdir=RUN
 Data:     CDNOW as launch/quickstart.sh prepares it, four horizons

@@ -55,7 +55,9 @@ def attention(f, params, pairwise):
     return a
 
 
-def forward(x, params, num_buckets, num_experts, hidden=(2, 1), pairwise=False, own_bottom=False, running=None, printed=False):
+def forward(
+    x, params, num_buckets, num_experts, hidden=(2, 1), pairwise=False, own_bottom=False, running=None, printed=False
+):
     """Returns eq. 2-7, 9-10 and 12 for encoded rows x.
 
     `running` = (mean, var) of BatchNorm, None for batch statistics; `printed`: the gate of eq. 2-3 to the letter.
