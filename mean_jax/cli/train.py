@@ -12,7 +12,8 @@ _FLAGS = flags.FlagValues()  # of this command alone
 _CONFIG = flags.DEFINE_string(
     "config",
     "mean",
-    "Config file, or the name of one that comes with mean-jax (mean, mtl_mean). "
+    "Config file, or the name of one that comes with mean-jax: mean, mean_tuned, mtl_mean, dnn_ziln, mtl_ziln, odmn, "
+    "mdan, optdist. "
     "--config.SECTION.FIELD=VALUE overrides a field, e.g. --config.train.learning_rate=3e-4.",
     flag_values=_FLAGS,
 )
