@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -160,6 +161,50 @@ def test_targeting_of_a_labelled_set(tmp_path, call):
     oracle = [row for row in rows if row["system"] == "oracle" and row["outcome"] == "conversion rate"]
     assert all(row["difference"] > 0 for row in oracle)
     assert "The paper's A/B test" in (folder / "table.md").read_text()
+
+
+def test_what_a_campaign_adds_on_randomised_data(tmp_path, call):
+    """Hillstrom's layout with a made-up effect: e-mail brings visits of customers with a high history, and no others."""
+    rng = np.random.default_rng(0)
+    size = 3000
+    history, arm = rng.lognormal(5.0, 1.0, size), rng.integers(0, 3, size)
+    visit = rng.random(size) < 0.1 + 0.5 * (history > 500) * (arm > 0)
+    spend = np.where(visit & (rng.random(size) < 0.5), history / 10, 0.0)
+    columns = {
+        "recency": rng.integers(1, 12, size),
+        "history_segment": np.array(["low", "high"])[(history > 200).astype(int)],
+        "history": history,
+        "mens": rng.integers(0, 2, size),
+        "womens": rng.integers(0, 2, size),
+        "zip_code": rng.choice(["Urban", "Rural"], size),
+        "newbie": rng.integers(0, 2, size),
+        "channel": rng.choice(["Web", "Phone"], size),
+        "segment": np.array(["No E-Mail", "Mens E-Mail", "Womens E-Mail"])[arm],
+        "visit": visit.astype(np.int64),
+        "conversion": (spend > 0).astype(np.int64),
+        "spend": spend,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "hillstrom.parquet")
+    small = (
+        "--config.data.name=hillstrom",
+        f"--config.data.source={tmp_path / 'hillstrom.parquet'}",
+        '--config.networks=(("MEAN", "mean", "model.bottom_sizes=(8,)", "model.dam_sizes=(8,)"),)',
+        "--config.peers=('lightgbm_tweedie',)",
+        "--config.train.batch_size=256",
+        "--config.train.num_seeds=1",
+        "--config.train.max_epochs=1",
+    )
+    code, lines = call(experiment.main, "--config=table4", f"--output={tmp_path / 'out'}", *small)
+    assert code == 0, lines
+    rows = read_rows(tmp_path / "out")
+    assert {row["comparison"] for row in rows} == {"lift", "incremental"}
+    (visits,) = [
+        row
+        for row in rows
+        if (row["system"], row["outcome"], row["comparison"]) == ("lightgbm_tweedie", "visit", "incremental")
+    ]
+    assert visits["targeted"] > 0.25 > visits["random"] > 0
+    assert visits["low"] < visits["difference"] < visits["high"]
 
 
 def test_your_own_store(store_path, tmp_path, call):
