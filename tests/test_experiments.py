@@ -164,7 +164,7 @@ def test_targeting_of_a_labelled_set(tmp_path, call):
 
 
 def test_what_a_campaign_adds_on_randomised_data(tmp_path, call):
-    """Hillstrom's layout with a made-up effect: e-mail brings visits of customers with a high history, and no others."""
+    """Hillstrom's layout with a made-up effect: e-mail brings visits of customers with a high history alone."""
     rng = np.random.default_rng(0)
     size = 3000
     history, arm = rng.lognormal(5.0, 1.0, size), rng.integers(0, 3, size)

@@ -52,7 +52,7 @@ def _best(values: Mapping[str, float], metric: str) -> str | None:
     return (max if is_higher_better(metric) else min)(known, key=known.__getitem__)
 
 
-def systems_table(results: Results, metrics: tuple[str, ...], split: str, title: str) -> PageTable:
+def systems_table(results: Results, metrics: tuple[str, ...], split: str, title: str, remark: str = "") -> PageTable:
     """Returns horizons x systems with mean and standard deviation over seeds and the best in bold."""
     columns = [(column, heading, metric) for metric in metrics for column, heading in columns_of(metric)]
     rows = []
@@ -74,6 +74,7 @@ def systems_table(results: Results, metrics: tuple[str, ...], split: str, title:
             ]
             rows.append([*cells([horizon, system]), *numbers])
     note = "Mean over seeds (standard deviation), best of a horizon in bold; a system without randomness has one value."
+    note = f"{note} {remark}".rstrip()
     return PageTable(title, note, ["horizon", "system", *(heading for _, heading, _ in columns)], rows, num_heads=2)
 
 
@@ -170,6 +171,7 @@ def oracle_table(results: Results, metrics: tuple[str, ...], split: str) -> Page
 def runtime_table(results: Results) -> PageTable:
     """Returns the seconds that each system took, all horizons and seeds together."""
     seconds = {row["system"]: row["cell_seconds"] for row in results.rows}
+    seconds["all together"] = sum(seconds.values())
     rows = [cells([system, f"{value:,.1f}"]) for system, value in seconds.items()]
     note = "Training, calibration and prediction of all horizons and seeds, compilation included."
     return PageTable("Runtime", note, ["system", "seconds"], rows)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from mean_jax.errors import UserError
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.experiments.cells import Prediction
 from mean_jax.experiments.data import ExperimentData
@@ -23,6 +24,9 @@ def measure_accuracy(predictions: Iterable[Prediction], data: ExperimentData) ->
             labels[split] = data.labels(split)
         label_V = labels[split][:, prediction.horizon]
         is_known_V = ~np.isnan(label_V)
+        if not is_known_V.any():
+            label = data.store.schema.labels[prediction.horizon]
+            raise UserError(f"{data.name}: no known label {label} in the {split} split; leave the horizon out")
         row: Row = {
             "horizon": data.store.schema.horizons[prediction.horizon],
             "seed": prediction.seed,
