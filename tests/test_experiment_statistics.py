@@ -8,7 +8,7 @@ from scipy import stats
 
 from mean_jax.experiments import paper
 from mean_jax.experiments.results import DETERMINISTIC, CellFile, Results, write_results
-from mean_jax.experiments.statistics import order_agreement, paired_difference, spread
+from mean_jax.experiments.statistics import goodness, order_agreement, paired_difference, spread
 
 A = {0: 0.61, 1: 0.64, 2: 0.60, 3: 0.66}
 B = {0: 0.58, 1: 0.63, 2: 0.55, 3: 0.64}
@@ -103,3 +103,13 @@ def test_results_table_has_all_columns_and_says_what_it_is(tmp_path):
     table = pq.read_table(tmp_path / "results.parquet")
     assert table.to_pylist() == [{"a": 1, "b": 2.0, "c": None}, {"a": 2, "b": None, "c": "x"}]
     assert b'"version": 1' in table.schema.metadata[b"mean-jax"]
+
+
+def test_goodness_grows_as_a_metric_improves():
+    assert goodness("gini", 0.7) > goodness("gini", 0.6)
+    assert goodness("mae", 1.0) > goodness("mae", 2.0)
+    assert goodness("bias", 0.95) > goodness("bias", 1.1) > goodness("bias", 0.6)
+
+
+def test_a_peer_fitted_once_is_compared_with_every_seed():
+    assert paired_difference({0: 0.60, 1: 0.64, 2: 0.62}, {0: 0.63}).mean == pytest.approx(-0.01)

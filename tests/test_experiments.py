@@ -22,6 +22,8 @@ SMALL = (
     '--config.peers=("past_spend", "constant_mean", "constant_zero")',
 )
 
+SWEEP = '(("MEAN", "mean", "sweep.field=tau", "sweep.values=(1.0,)"),)'
+
 
 def read_rows(folder: Path) -> list[dict]:
     return pq.read_table(folder / "results.parquet").to_pylist()
@@ -111,6 +113,7 @@ def test_finished_systems_are_not_run_again_and_a_lost_one_alone_is(finished, ca
     assert call(experiment.main, *command)[0] == 0
     assert ran == ["mean"]
     after = read_rows(finished)
+    assert {row["cell_seconds"] for row in after if row["system"] == "MEAN"} == {None}  # it was begun by another call
     for row in (*before, *after):
         row.pop("cell_seconds")
     assert after == before
@@ -207,6 +210,20 @@ def test_what_a_campaign_adds_on_randomised_data(tmp_path, call):
     assert visits["low"] < visits["difference"] < visits["high"]
 
 
+def test_outcomes_that_nobody_has_are_left_out(store, monkeypatch):
+    """Where all customers were active before, there is no activation to compare."""
+    from mean_jax.experiments import targeting
+    from mean_jax.experiments.data import ExperimentData
+
+    data = ExperimentData("x", store)
+    with monkeypatch.context() as patch:
+        patch.setattr(targeting, "ORDER_COUNT", "orders")  # some have 0 or 1
+        assert "activation rate" in {outcome.name for outcome in targeting.split_outcomes(data, "test")}
+        patch.setattr(targeting, "ORDER_COUNT", "age")  # above 1 for everybody
+        names = {outcome.name for outcome in targeting.split_outcomes(data, "test")}
+    assert names == {"conversion rate", "amount per day"}
+
+
 def test_your_own_store(store_path, tmp_path, call):
     folder = tmp_path / "own"
     small = (
@@ -225,12 +242,18 @@ def test_your_own_store(store_path, tmp_path, call):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config=table9"], "--config=table9: no such file; give a path or one of: figure2, figure3"),
+        (["--config=table9"], "--config=table9: no such file; give a path or one of: choices, figure2"),
         (["--config=table1", "--config.data.name=nowhere"], "--config.data.name=nowhere: choose synthetic or one of"),
-        (["--config=table1", '--config.peers=("xgboost",)'], "xgboost is not a peer; choose from"),
+        (["--config=table1", '--config.peers=("xgboost",)'], "--config.peers=xgboost: expected some of constant_zero"),
         (["--config=table1", '--config.networks=(("MEAN", "nowhere"),)'], "--config=nowhere: no such file"),
         (["--config=table1", "--config.reference=GPT"], "--config.reference=GPT: expected one of DNN-ZILN"),
         (["--config=table1", "--config.train.num_sedes=2"], "did you mean train.num_seeds?"),
+        (["--config=table1", '--config.metrics=("ginni",)'], "--config.metrics=ginni: expected some of"),
+        (["--config=table1", '--config.networks=(("MEAN", "mean"), ("oracle", "mean"))'], "names that differ"),
+        (["--config=figure2", '--config.networks=(("MEAN", "mean"),)'], "a network with a sweep, or a number"),
+        (["--config=table4", f"--config.networks={SWEEP}"], "a network without a sweep, which only a curve"),
+        (["--config=table1", "--config.data.num_features=5"], "--config.data.num_features=5: expected 24 or more"),
+        (["--config=table1", "--data=/nowhere", "--smoke"], "--smoke: makes its own small table"),
         (["--config=table1", "--data=/nowhere"], "--data: folder /nowhere does not exist"),
         (["--config=table1", '--config.networks=(("MEAN", "mean", "model.tau=0.0"),)'], "model.tau=0.0: expected"),
     ],
@@ -247,11 +270,32 @@ def test_a_folder_of_something_else_is_refused(finished, tmp_path, call):
     (tmp_path / "other/file").write_text("")
     code, lines = call(experiment.main, "--config=table1", f"--output={tmp_path / 'other'}", "--smoke")
     assert code == 2 and "exists and is not empty" in lines
-    code, lines = call(experiment.main, "--config=table1", f"--output={finished}", *SMALL)
-    assert code == 2 and "holds an experiment with DataSpec(name='synthetic'" in lines
+    for other in (["--config=table1", *SMALL], ["--config=table2_3", "--smoke"]):
+        before = (finished / "experiment.json").read_text()
+        code, lines = call(experiment.main, *other, f"--output={finished}")
+        assert code == 2 and "choose another --output" in lines
+        assert (finished / "experiment.json").read_text() == before
     changed = '--config.networks=(("MEAN", "mean", "model.tau=3.0"), ("ZILN", "dnn_ziln"))'
     code, lines = call(experiment.main, "--config=table1", f"--output={finished}", "--smoke", changed)
     assert code == 2 and "mean.json: holds results of another configuration" in lines
+
+
+def test_a_mistake_does_not_lock_the_folder(tmp_path, call, store_path):
+    """The mend that an error line proposes works in the same folder."""
+    folder = tmp_path / "out"
+    small = (
+        '--config.networks=(("MEAN", "mean", "model.bottom_sizes=(8,)"),)',
+        "--config.peers=()",
+        f"--data={store_path}",
+    )
+    budget = ("--config.train.num_seeds=1", "--config.train.max_epochs=1")
+    assert call(experiment.main, "--config=table1", f"--output={folder}", "--config.data.name=nowhere")[0] == 2
+    code, lines = call(experiment.main, "--config=table1", f"--output={folder}", *small, *budget)
+    assert code == 2 and "set --config.train.batch_size=512" in lines
+    code, lines = call(
+        experiment.main, "--config=table1", f"--output={folder}", *small, *budget, "--config.train.batch_size=512"
+    )
+    assert code == 0, lines
 
 
 def test_metrics_of_the_oracle_are_those_of_its_file(finished):

@@ -44,7 +44,7 @@ def test_every_model_has_a_config():
     assert names == set(MODELS)
 
 
-def test_scalars_are_numbers_of_the_config_that_leave_the_parameters_alone(program):
+def test_what_may_be_swept_is_a_number_of_the_config(program):
     model = program.config.model
     for field in model.SCALARS:
         assert type(getattr(model, field)) is float
@@ -87,7 +87,7 @@ def test_padding_changes_no_prediction(program, words_SxBxW):
         np.testing.assert_allclose(np.asarray(full["buckets"]).sum(axis=-1), 1.0, rtol=1e-5)
 
 
-def test_a_batch_of_unknown_labels_changes_no_prediction_and_no_gradient_is_nan(program, words_SxBxW):
+def test_a_batch_of_unknown_labels_has_no_loss_and_no_gradient_that_is_nan(program, words_SxBxW):
     layout = program.schema.layout
     dispatch = step_lib.make_dispatch(program.model, program.optimizer, program.config.labels, layout)
     words = words_SxBxW[:1].copy()

@@ -271,3 +271,10 @@ def test_csv_ids_with_leading_zeros_are_split_as_those_of_parquet(table, tmp_pat
     prepare(str(tmp_path / "table.csv"), tmp_path / "csv", PrepareOptions(label_columns=LABELS))
     found = rows_by_id(Store(tmp_path / "csv"))
     assert {name: split for name, (split, _) in found.items()} == {name: split for name, (split, _) in expected.items()}
+
+
+def test_labels_of_days_stand_in_the_order_of_the_days(table_path, tmp_path):
+    """ODMN's chain and the longest horizon are found by it."""
+    options = PrepareOptions(label_columns=("cltv_365", "cltv_30"))
+    prepare(str(table_path), tmp_path / "store", options)
+    assert Store(tmp_path / "store").schema.labels == ("cltv_30", "cltv_365")

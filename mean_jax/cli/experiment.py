@@ -6,6 +6,7 @@ from absl import flags
 
 from mean_jax.cli import common
 from mean_jax.config import load_config
+from mean_jax.errors import UserError
 from mean_jax.log import LOGGER
 
 _SUBFOLDER = "experiments"  # of the configs
@@ -13,8 +14,8 @@ _FLAGS = flags.FlagValues()  # of this command alone
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "Experiment file, or the name of one that comes with mean-jax (table1, table2_3, figure2, figure3, table4). "
-    "--config.SECTION.FIELD=VALUE overrides a field, e.g. --config.data.name=ta_feng or --config.train.num_seeds=5.",
+    "Experiment file, or the name of one that comes with mean-jax: table1, table2_3, figure2, figure3, table4 or "
+    "choices. --config.SECTION.FIELD=VALUE overrides a field, e.g. --config.data.name=ta_feng.",
     required=True,
     flag_values=_FLAGS,
 )
@@ -44,6 +45,8 @@ def _main(overrides: list[str]) -> None:
 
     spec = parse_spec(load_config(_CONFIG.value, overrides, _SUBFOLDER))
     if _SMOKE.value:
+        if _DATA.value is not None:
+            raise UserError("--smoke: makes its own small table; leave out --data or --smoke")
         spec = smoke(spec)
     if run_experiment(spec, Path(_OUTPUT.value), _DATA.value):
         LOGGER.info("tables: %s, %s", Path(_OUTPUT.value) / "table.md", Path(_OUTPUT.value) / "report.html")

@@ -75,15 +75,22 @@ def check_id_type(kind: pa.DataType, name: str) -> None:
 
 
 def _choose_labels(names: Sequence[str], label_columns: Sequence[str] | None, excluded: Sequence[str]) -> list[str]:
-    """Returns the given labels, or else all cltv_<number> columns in numeric order."""
+    """Returns the given labels, or else all cltv_<number> columns; such names are in numeric order."""
     if label_columns is not None:
         if not label_columns:
             raise UserError("--label_columns: is empty; name at least one label column")
+        # Horizons stand in the order of their days, whatever order they were named in; other names as they are given.
+        if all(_LABEL_PATTERN.fullmatch(name) for name in label_columns):
+            return sorted(label_columns, key=_days)
         return list(label_columns)
     found = [name for name in names if _LABEL_PATTERN.fullmatch(name) and name not in excluded]
     if not found:
         raise UserError("--label_columns: the table has no column cltv_<days>; name the labels with this flag")
-    return sorted(found, key=lambda name: int(name.removeprefix("cltv_")))
+    return sorted(found, key=_days)
+
+
+def _days(label: str) -> int:
+    return int(label.removeprefix("cltv_"))
 
 
 def _check_no_leak(names: Sequence[str], left_out: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ def network_predictions(config: Config, data: ExperimentData, folder: Path) -> I
       Interrupted: a signal stopped the training at a dispatch boundary.
       UserError: the configuration does not fit the store.
     """
-    if not train(lambda store: Program(config, store.schema, store.transform), data.store.folder, folder):
+    if not train(lambda store: Program(config, store.schema, store.transform), data.store.folder, folder, "--output"):
         raise Interrupted
     # All that is left to do with the run is to predict, and its training state is several times the size of its models.
     shutil.rmtree(folder / run_lib.LATEST, ignore_errors=True)

@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 
-from mean_jax.experiments.data import ORACLE
 from mean_jax.experiments.page import Cell, PageTable, cells
 from mean_jax.experiments.paper import METRICS as PAPER_METRICS
 from mean_jax.experiments.paper import paper_value
+from mean_jax.experiments.peers import PEERS
 from mean_jax.experiments.results import Results
-from mean_jax.experiments.spec import ExperimentSpec
-from mean_jax.experiments.statistics import is_higher_better, order_agreement, paired_difference, spread
+from mean_jax.experiments.spec import ORACLE, ExperimentSpec
+from mean_jax.experiments.statistics import goodness, order_agreement, paired_difference, spread
 
 NAMES = {
     "percentile_mape": "percentile MAPE",
@@ -46,10 +46,8 @@ def _number(value: float, deviation: float = math.nan) -> str:
 
 def _best(values: Mapping[str, float], metric: str) -> str | None:
     """Returns the system with the best value; the oracle, which no system can know, does not compete."""
-    known = {name: value for name, value in values.items() if math.isfinite(value) and name != ORACLE}
-    if not known or metric == "bias":
-        return min(known, key=lambda name: abs(known[name] - 1)) if known else None
-    return (max if is_higher_better(metric) else min)(known, key=known.__getitem__)
+    known = {name: goodness(metric, value) for name, value in values.items() if math.isfinite(value) and name != ORACLE}
+    return max(known, key=known.__getitem__) if known else None
 
 
 def systems_table(results: Results, metrics: tuple[str, ...], split: str, title: str, remark: str = "") -> PageTable:
@@ -73,7 +71,7 @@ def systems_table(results: Results, metrics: tuple[str, ...], split: str, title:
                 for value, winner in zip(values, best, strict=True)
             ]
             rows.append([*cells([horizon, system]), *numbers])
-    note = "Mean over seeds (standard deviation), best of a horizon in bold; a system without randomness has one value."
+    note = "Mean over seeds (standard deviation), best of a horizon in bold; without randomness there is one value."
     note = f"{note} {remark}".rstrip()
     return PageTable(title, note, ["horizon", "system", *(heading for _, heading, _ in columns)], rows, num_heads=2)
 
@@ -92,23 +90,26 @@ def paired_table(spec: ExperimentSpec, results: Results, split: str) -> PageTabl
                     results.values(column, system=name, horizon=horizon, split=split)
                     for name in (spec.reference, system)
                 )
-                texts.append(_verdict(reference, other, is_higher_better(metric)))
+                texts.append(_verdict(reference, other, metric))
             rows.append(cells([horizon, system, *texts]))
     note = (
         f"Advantage of {spec.reference} (positive: better) with the half width of the 95 % t interval over paired "
-        "seeds; a star marks differences larger than that noise. The noise of the test customers is not in it."
+        "seeds; a star marks differences larger than that noise. Seeds share split and order of the batches, so "
+        "neither their noise nor that of the test customers is in it."
     )
     headings = [heading for _, heading, _ in columns]
     return PageTable(f"{spec.reference} against the others", note, ["horizon", "system", *headings], rows, num_heads=2)
 
 
-def _verdict(reference: Mapping[int, float], other: Mapping[int, float], higher_is_better: bool) -> str:
-    difference = paired_difference(reference, other)
+def _verdict(reference: Mapping[int, float], other: Mapping[int, float], metric: str) -> str:
+    good, other_good = (
+        {seed: goodness(metric, value) for seed, value in values.items()} for values in (reference, other)
+    )
+    difference = paired_difference(good, other_good)
     if not math.isfinite(difference.mean):
         return "n/a"
-    advantage = difference.mean if higher_is_better else -difference.mean
     width = f" ± {difference.half_width:.4f}" if math.isfinite(difference.half_width) else ""
-    return f"{advantage:+.4f}{width}{' *' if difference.is_larger_than_noise else ''}"
+    return f"{difference.mean:+.4f}{width}{' *' if difference.is_larger_than_noise else ''}"
 
 
 def paper_table(spec: ExperimentSpec, results: Results, split: str) -> PageTable | None:
@@ -164,14 +165,22 @@ def oracle_table(results: Results, metrics: tuple[str, ...], split: str) -> Page
                 texts.append("n/a" if not np.isfinite(value / best) else f"{100 * value / best:.1f} %")
             rows.append(cells([horizon, system, *texts]))
     note = "Share of the oracle's value, E[label | all that decides it]; of AUC the part above 0.5."
-    headings = [NAMES[metric] for metric in ranking]
+    headings = [NAMES.get(metric, metric) for metric in ranking]
     return PageTable("Share of what is attainable", note, ["horizon", "system", *headings], rows, num_heads=2)
+
+
+def peers_table(results: Results) -> PageTable | None:
+    """Returns what the peers of the table are, or None without any."""
+    names = [name for name in results.distinct("system") if name in PEERS]
+    rows = [cells([name, PEERS[name].library, PEERS[name].description]) for name in names]
+    return PageTable("Peers", "Systems outside JAX.", ["peer", "library", "what it is"], rows) if rows else None
 
 
 def runtime_table(results: Results) -> PageTable:
     """Returns the seconds that each system took, all horizons and seeds together."""
     seconds = {row["system"]: row["cell_seconds"] for row in results.rows}
-    seconds["all together"] = sum(seconds.values())
-    rows = [cells([system, f"{value:,.1f}"]) for system, value in seconds.items()]
-    note = "Training, calibration and prediction of all horizons and seeds, compilation included."
+    if None not in seconds.values():
+        seconds["all together"] = sum(seconds.values())
+    rows = [cells([system, "n/a" if value is None else f"{value:,.1f}"]) for system, value in seconds.items()]
+    note = "Training, calibration and prediction of all horizons and seeds, compilation included; n/a: was interrupted."
     return PageTable("Runtime", note, ["system", "seconds"], rows)

@@ -20,7 +20,6 @@ from mean_jax.features.build import build_customer_table
 from mean_jax.features.spec import FeatureSpec
 from mean_jax.fileio import file_sha256
 
-ORACLE = "oracle"
 _BLOCK_ROWS = 1 << 16  # read at a time where only the labels are kept
 
 

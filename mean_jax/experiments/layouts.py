@@ -39,6 +39,7 @@ def _comparison(spec: ExperimentSpec, results: Results, data: ExperimentData, le
         comparison.oracle_table(results, spec.metrics, TEST),
         comparison.systems_table(results, comparison.ERRORS, TEST, "Totals and errors, test split", _MAE_REMARK),
         comparison.systems_table(results, spec.metrics, "validation", "Validation split"),
+        comparison.peers_table(results),
         comparison.runtime_table(results),
     ]
     return Page(spec.title, _facts(spec, data, left_out), [table for table in tables if table])

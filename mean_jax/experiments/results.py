@@ -29,7 +29,7 @@ class CellFile:
     """Where the rows of a finished cell are kept, and for what they were computed."""
 
     path: Path
-    fingerprint: dict[str, Any]  # all that decides the rows
+    fingerprint: dict[str, Any]  # what decides the rows, but for the version of mean-jax: an upgrade needs a new folder
 
     def load(self) -> list[Row] | None:
         """Returns the rows, or None if the cell is not finished.

@@ -11,8 +11,8 @@ table.md, report.html, *.svg
 from collections.abc import Callable, Iterable
 import dataclasses
 import functools
+import json
 from pathlib import Path
-import shutil
 import time
 from typing import Any
 
@@ -21,18 +21,19 @@ from tqdm import tqdm
 from mean_jax.errors import UserError
 from mean_jax.experiments import cells
 from mean_jax.experiments.cells import Prediction
-from mean_jax.experiments.data import ORACLE, ExperimentData, open_data
+from mean_jax.experiments.data import ExperimentData, open_data
 from mean_jax.experiments.layouts import LAYOUTS
 from mean_jax.experiments.measures import MEASURES
 from mean_jax.experiments.page import write_page
-from mean_jax.experiments.peers import PEERS, applies, unavailable
+from mean_jax.experiments.peers import applies, unavailable
 from mean_jax.experiments.results import RESULTS_NAME, CellFile, Results, Row, write_results
-from mean_jax.experiments.spec import ExperimentSpec, parse_spec, slug
+from mean_jax.experiments.spec import ORACLE, ExperimentSpec, slug
 from mean_jax.fileio import read_json, require_free_output, write_json
 from mean_jax.log import LOGGER
 
 KIND, VERSION = "mean-jax experiment", 1
 SPEC_NAME = "experiment.json"
+DATA_NAME = "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +44,18 @@ class Cell:
     kind: str  # network, peer or oracle
     identity: dict[str, Any]  # what decides its predictions besides the data
     predictions: Callable[[], Iterable[Prediction]]
+    is_begun: bool = False  # an earlier call was interrupted in it, so its runtime is not known
 
 
 def plan_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> tuple[list[Cell], dict[str, str]]:
-    """Returns the cells of an experiment, and the peers that cannot run on this data or machine with the reason.
-
-    Raises:
-      UserError: a peer that does not exist.
-    """
+    """Returns the cells of an experiment, and the peers that cannot run on this data or machine with the reason."""
     planned, left_out = [], {}
     for name in spec.network_names:
-        config = spec.network_config(name)
-        predictions = functools.partial(cells.network_predictions, config, data, output / "runs" / slug(name))
-        planned.append(Cell(name, "network", dataclasses.asdict(config), predictions))
+        config, folder = spec.network_config(name), output / "runs" / slug(name)
+        predictions = functools.partial(cells.network_predictions, config, data, folder)
+        planned.append(Cell(name, "network", dataclasses.asdict(config), predictions, is_begun=folder.exists()))
     seeds = range(spec.train.seed, spec.train.seed + (spec.num_peer_seeds or spec.train.num_seeds))
     for name in spec.peers:
-        if name not in PEERS:
-            raise UserError(f"--config.peers: {name} is not a peer; choose from {', '.join(PEERS)}")
         problem = unavailable(name) or applies(name, data.store.schema.numeric, data.observation_days)
         if problem:
             left_out[name] = problem
@@ -77,26 +73,29 @@ def _finished_rows(cell: Cell, layout: str, data: ExperimentData, file: CellFile
     if rows is None:
         start = time.monotonic()
         measured = MEASURES[layout](cell.predictions(), data)
-        seconds = round(time.monotonic() - start, 1)
+        elapsed = round(time.monotonic() - start, 1)
+        seconds = None if cell.is_begun else elapsed
         rows = file.save(
             [{"system": cell.system, "kind": cell.kind, **row, "cell_seconds": seconds} for row in measured]
         )
-        LOGGER.info("%s: finished in %.1f s", cell.system, seconds)
+        LOGGER.info("%s: finished in %.1f s", cell.system, elapsed)
     return rows
 
 
-def _claim_output(spec: ExperimentSpec, output: Path) -> None:
-    """Writes experiment.json, or checks that the folder belongs to this very experiment."""
+def _check_output(spec: ExperimentSpec, output: Path) -> None:
+    """Raises UserError unless the folder is free or belongs to this experiment.
+
+    Budget and systems may change: each finished system is kept with its own configuration.
+    """
     path = output / SPEC_NAME
     if path.is_file():
-        saved = parse_spec(read_json(path, KIND, VERSION)["spec"])
-        for section in ("data", "train"):
-            asked, found = getattr(spec, section), getattr(saved, section)
-            if asked != found:
-                raise UserError(f"--output: {output} holds an experiment with {found}, not {asked}; choose another")
-    else:
+        saved = read_json(path, KIND, VERSION)["spec"]
+        asked = json.loads(json.dumps(dataclasses.asdict(spec)))
+        for field in ("title", "layout", "data"):
+            if saved[field] != asked[field]:
+                raise UserError(f"--output: {output} holds another {field} ({saved[field]}); choose another --output")
+    elif not output.is_dir() or {entry.name for entry in output.iterdir()} - {DATA_NAME}:
         require_free_output(output)
-    write_json(path, KIND, VERSION, {"spec": dataclasses.asdict(spec)})
 
 
 def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None) -> bool:
@@ -112,15 +111,10 @@ def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None)
     Raises:
       UserError: the folder is of something else, the data cannot be had, or a system cannot be trained on it.
     """
-    is_new = not output.exists()
-    _claim_output(spec, output)
-    try:
-        data = open_data(spec.data, output / "data", store)
-        planned, left_out = plan_cells(spec, data, output)
-    except UserError:
-        if is_new:  # nothing worth keeping, and the next call may name other data
-            shutil.rmtree(output)
-        raise
+    _check_output(spec, output)
+    data = open_data(spec.data, output / DATA_NAME, store)
+    planned, left_out = plan_cells(spec, data, output)
+    write_json(output / SPEC_NAME, KIND, VERSION, {"spec": dataclasses.asdict(spec)})
     rows: list[Row] = []
     store_identity = data.fingerprint()
     for cell in tqdm(planned, desc="systems", unit=" systems", disable=None):

@@ -9,11 +9,17 @@ import re
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from mean_jax.config import Config, TrainConfig, load_config, parse_config, parse_section, require
+from mean_jax.data.synthetic_features import MIN_FEATURES
+from mean_jax.evaluation.metrics import point_metrics
+from mean_jax.experiments.peers import PEERS
 from mean_jax.models import MODEL_CONFIGS
 
 SYNTHETIC = "synthetic"
+ORACLE = "oracle"  # the system that predicts E[label | all that decides it], on synthetic data
+METRICS = tuple(point_metrics(np.ones(1), np.ones(1)))
 _BUDGET = TrainConfig(num_seeds=3)
 
 
@@ -29,8 +35,8 @@ class DataSpec:
     seed: int = 0  # of synthetic
 
     def __post_init__(self) -> None:
-        for name in ("rows", "num_features"):
-            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
+        require(self.rows >= 1, "data.rows", self.rows, "1 or more")
+        require(self.num_features >= MIN_FEATURES, "data.num_features", self.num_features, f"{MIN_FEATURES} or more")
         for name in ("split_seed", "seed"):
             require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")
 
@@ -58,10 +64,16 @@ class ExperimentSpec:
             require(len(entry) >= 2, "networks", entry, "name, config and overrides of each network")
         names = self.network_names
         require(self.num_peer_seeds >= 0, "num_peer_seeds", self.num_peer_seeds, "0 (as the networks) or more")
-        files = [slug(name) for name in (*names, *self.peers)]
+        for peer in self.peers:
+            require(peer in PEERS, "peers", peer, f"some of {', '.join(PEERS)}")
+        for metric in self.metrics:
+            require(metric in METRICS, "metrics", metric, f"some of {', '.join(METRICS)}")
+        names = self.network_names
         require(bool(names), "networks", self.networks, "at least one network")
+        files = [slug(name) for name in (*names, *self.peers)]
+        is_told_apart = len(set(files)) == len(files) and not {"", ORACLE} & set(files)
         require(
-            len(set(files)) == len(files), "networks", [*names, *self.peers], "names that differ in a letter or digit"
+            is_told_apart, "networks", [*names, *self.peers], f"names that differ in a letter or digit, not {ORACLE}"
         )
         require(self.reference in names, "reference", self.reference, f"one of {', '.join(names)}")
 
@@ -99,7 +111,12 @@ def parse_spec(tree: Mapping[str, Any] | ConfigDict) -> ExperimentSpec:
     """
     spec = parse_section(ExperimentSpec, tree.to_dict() if isinstance(tree, ConfigDict) else tree, "")
     for name in spec.network_names:
-        spec.network_config(name)
+        sweep = spec.network_config(name).sweep
+        if spec.layout == "curve":
+            is_point = bool(sweep.field) or re.fullmatch(r"\d+(\.\d+)?", name) is not None
+            require(is_point, "networks", name, "a network with a sweep, or a number as its name, on a curve")
+        else:
+            require(not sweep.field, "networks", name, "a network without a sweep, which only a curve can show")
     return spec
 
 

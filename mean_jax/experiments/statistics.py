@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-HIGHER_IS_BETTER = {"gini": True, "gini_raw": True, "spearman": True, "auc": True}  # all other metrics: lower
+HIGHER_IS_BETTER = ("gini", "gini_raw", "spearman", "auc")
 
 
 class Spread(NamedTuple):
@@ -29,9 +29,11 @@ class Difference(NamedTuple):
         return bool(abs(self.mean) > self.half_width)
 
 
-def is_higher_better(metric: str) -> bool:
-    """Tells in which direction a metric improves."""
-    return HIGHER_IS_BETTER.get(metric, False)
+def goodness(metric: str, value: float) -> float:
+    """Returns a number that grows as the metric improves: the value, its negative, or the bias's nearness to 1."""
+    if metric == "bias":
+        return -abs(value - 1.0)
+    return value if metric in HIGHER_IS_BETTER else -value
 
 
 def spread(values: Mapping[int, float]) -> Spread:
@@ -45,13 +47,14 @@ def spread(values: Mapping[int, float]) -> Spread:
 def paired_difference(reference: Mapping[int, float], other: Mapping[int, float]) -> Difference:
     """Returns reference minus other over the seeds that both have.
 
-    A system without randomness has one value; it is paired with every seed of the reference.
+    A system with a single value, because nothing in it is random or because it was fitted once, is compared with every
+    seed of the reference.
 
     Args:
       reference: a value per seed.
       other: a value per seed, or one value.
     """
-    if len(other) == 1 and not set(other) & set(reference):
+    if len(other) == 1:
         (constant,) = other.values()
         other = dict.fromkeys(reference, constant)
     seeds = sorted(set(reference) & set(other))

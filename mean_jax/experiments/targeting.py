@@ -28,7 +28,10 @@ class Outcome(NamedTuple):
 
 
 def split_outcomes(data: ExperimentData, split: str) -> list[Outcome]:
-    """Returns what is observed on a split: from the labels, and from the outcome columns of a public data set."""
+    """Returns what is observed on a split: from the labels, and from the outcome columns of a public data set.
+
+    An outcome that is known of nobody is left out, such as the activation where all customers were active before.
+    """
     table, labels_VxT = read_table(data.store.split(split), data)
     schema = data.store.schema
     outcomes = []
@@ -46,7 +49,7 @@ def split_outcomes(data: ExperimentData, split: str) -> list[Outcome]:
     outcomes += [
         Outcome(name, schema.horizons[-1], column.to_numpy().astype(np.float64)) for name, column in columns.items()
     ]
-    return outcomes
+    return [outcome for outcome in outcomes if not np.isnan(outcome.value_V).all()]
 
 
 def _treatment(data: ExperimentData, split: str) -> np.ndarray | None:

@@ -41,24 +41,22 @@ def _differences(saved: Any, asked: Any, prefix: str = "") -> list[str]:
     return [] if saved == asked else [f"{prefix.lstrip('.')}: saved {saved}, asked {asked}"]
 
 
-def _open_run_folder(workdir: Path, program: Program) -> bool:
+def _open_run_folder(workdir: Path, program: Program, flag: str) -> bool:
     """Makes or re-opens the run folder; returns whether its training is finished already."""
     if not (workdir / run_lib.CONFIG_NAME).is_file():
         begun = (run_lib.TRANSFORM_NAME, run_lib.SCHEMA_NAME)  # all that a process killed in save_setup leaves
         if workdir.exists() and not (
             workdir.is_dir() and all(path.name in begun or path.suffix == ".tmp" for path in workdir.iterdir())
         ):
-            raise UserError(f"--workdir: {workdir} exists and is not a run folder; choose another")
+            raise UserError(f"{flag}: {workdir} exists and is not a run folder; choose another")
         run_lib.save_setup(workdir, program)
         return False
     saved = run_lib.load_setup(workdir)
     differences = _differences(dataclasses.asdict(saved.config), dataclasses.asdict(program.config))
     if differences:
-        raise UserError(
-            f"--workdir: {workdir} holds a run of another config ({'; '.join(differences)}); choose another"
-        )
+        raise UserError(f"{flag}: {workdir} holds a run of another config ({'; '.join(differences)}); choose another")
     if saved.schema != program.schema or saved.transform.to_dict() != program.transform.to_dict():
-        raise UserError(f"--workdir: {workdir} holds a run on another store; choose another")
+        raise UserError(f"{flag}: {workdir} holds a run on another store; choose another")
     return run_lib.is_finished(workdir)
 
 
@@ -80,8 +78,15 @@ class Trainer:
         self._step = 0
 
     def _names(self) -> list[tuple[str, int]]:
+        """Returns (horizons, and the value of a sweep, as one text; seed) of each replica."""
         horizons = self._program.schema.horizons
-        return [("+".join(horizons[h] for h in spec.horizons), spec.seed) for spec in self._program.specs]
+        return [
+            (
+                " ".join(["+".join(horizons[h] for h in spec.horizons), *(f"{k}={v:g}" for k, v in spec.scalars)]),
+                spec.seed,
+            )
+            for spec in self._program.specs
+        ]
 
     def _is_done(self) -> bool:
         num_dispatches, num_steps = self._plan
@@ -234,13 +239,14 @@ class Trainer:
             LOGGER.info("horizon %s, seed %d: best epoch %d", horizon, seed, epoch)
 
 
-def train(program_of: Callable[[Store], Program], data: Path, workdir: Path) -> bool:
+def train(program_of: Callable[[Store], Program], data: Path, workdir: Path, flag: str = "--workdir") -> bool:
     """Trains a run, or goes on with it; returns whether it is finished.
 
     Args:
       program_of: makes the program for the opened store.
       data: the store.
       workdir: the run folder.
+      flag: where its name came from, for error lines.
 
     Raises:
       UserError: a damaged store, fewer training rows than a batch, or a run folder of another run.
@@ -253,7 +259,7 @@ def train(program_of: Callable[[Store], Program], data: Path, workdir: Path) -> 
             f"--data: {data} has {num_rows} training rows, fewer than one batch of {batch_size}; "
             f"set --config.train.batch_size={1 << (num_rows.bit_length() - 1)}"
         )
-    if _open_run_folder(workdir, program):
+    if _open_run_folder(workdir, program, flag):
         LOGGER.info("the run in %s is finished already", workdir)
         return True
     return Trainer(program, store, workdir).run()

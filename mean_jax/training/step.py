@@ -165,7 +165,8 @@ def make_validate(
 ) -> Callable[[TrainState, Array, Array], tuple[jax.Array, Metrics, jax.Array]]:
     """Returns the jitted (state, words_BxW, mask_B) -> (scaled_RxBxK, sums of each loss term [R], label counts [R]).
 
-    Sums divided by counts over all batches give the exact mean for K = 1 and for horizons known on the same rows.
+    Sums divided by counts over all batches give the exact mean of terms that are means over rows, for K = 1 and for
+    horizons known on the same rows. A term that compares rows, such as MDAN's distance, is the mean over batches.
     """
 
     def validate_replica(replica: Replica, batch: Batch) -> tuple[jax.Array, Metrics, jax.Array]:
