@@ -75,7 +75,8 @@ class Experts(nn.Module):
         else:
             init = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
             kernel_MxDxH = self.param(f"kernel_{index}", init, (num_experts, width, size)).astype(self.dtype)
-            y_BxMxH = jnp.einsum("bmd,mdh->bmh", x, kernel_MxDxH)
+            # Experts first: XLA's batched product over a middle axis takes half as long again on a CPU.
+            y_BxMxH = (x.transpose(1, 0, 2) @ kernel_MxDxH).transpose(1, 0, 2)
         if not use_bias:
             return y_BxMxH
         bias_MxH = self.param(f"bias_{index}", bias_init, (num_experts, size)).astype(self.dtype)

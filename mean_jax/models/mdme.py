@@ -3,6 +3,12 @@
 Labels are cut into N sub-distributions: zero, and P = N - 1 of positive labels with equal shares; each of the latter
 into J buckets with equal shares. Towers classify the sub-distribution and, given it, the bucket, each helped by an
 ordinal tower as its teacher, and say where in the bucket the label lies. All of it happens on the training scale.
+
+Where quantiles coincide, buckets and whole sub-distributions are empty. Shapes are static, so they keep their outputs,
+but have probability 0 and no part in any loss: as if they had been merged with their neighbours.
+
+Letters beside those of `types.py`: P positive sub-distributions, J buckets in each, E = P J of them in one row,
+L = 1 + E with zero; C classes of an ordinal tower and its M = C - 1 logits.
 """
 
 from collections.abc import Callable
@@ -11,36 +17,38 @@ from typing import Literal, NamedTuple, TypeAlias
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mean_jax import losses
 from mean_jax.labels import LabelConstants
 from mean_jax.models import blocks
 from mean_jax.types import Array
 
-# Logit of a class that no label can fall in, where quantiles coincide: its probability is exactly 0 in float32, which
-# is the same as merging it with its neighbour.
-EMPTY_LOGIT = -1e9
+EMPTY_LOGIT = -1e9  # of a class that no label can fall in: its probability is exactly 0 in float32
+# Relative. Edges and labels come to the training scale on different ways and round differently there; a price that
+# many customers pay is an edge, and must not lie above it by rounding.
+EDGE_TOLERANCE = 1e-6
 
 
 class Grid(NamedTuple):
     """The buckets of one horizon or of several, with leading axes of the horizons."""
 
-    low: Array  # [P, J] training scale; bucket (p, j) holds the labels in (low, high]
-    width: Array  # [P, J] >= 0
+    low: jax.Array  # [P, J] training scale; bucket (p, j) holds the labels in (low, low + width]
+    width: jax.Array  # [P, J] >= 0
 
     @property
-    def has_bucket(self) -> Array:
+    def has_bucket(self) -> jax.Array:
         """[P, J] False where equal quantiles leave a bucket empty."""
         return self.width > 0
 
     @property
-    def has_class(self) -> Array:
+    def has_class(self) -> jax.Array:
         """[N] whether a label can fall in the sub-distribution; zero always."""
         positive_xP = self.has_bucket.any(axis=-1)
         return jnp.concatenate([jnp.ones_like(positive_xP[..., :1]), positive_xP], axis=-1)
 
 
-ValueFn: TypeAlias = Callable[[dict[str, Array], Grid], jax.Array]  # outputs and grid of one horizon -> value_B
+ValueFn: TypeAlias = Callable[[dict[str, jax.Array], Grid], jax.Array]  # outputs and grid of one horizon -> value_B
 
 
 class GridTargets(NamedTuple):
@@ -52,11 +60,19 @@ class GridTargets(NamedTuple):
 
 
 def make_grid(labels: LabelConstants, num_positive: int, num_buckets: int) -> Grid:
-    """Returns the grid [K, P, J]; its edges are quantiles of the positive labels at equal steps, the first 0."""
-    levels_Q = jnp.linspace(0.0, 1.0, labels.quantiles.shape[1])
-    levels_E = jnp.linspace(0.0, 1.0, num_positive * num_buckets + 1)
-    edges_KxE = jax.vmap(lambda quantiles_Q: jnp.interp(levels_E, levels_Q, quantiles_Q))(labels.quantiles)
-    edges_KxE = edges_KxE.at[:, 0].set(0.0)  # a label below the smallest of training belongs to the first bucket
+    """Returns the grid [K, P, J]: edges at equal steps of the positive labels' quantiles, from 0 to the largest label.
+
+    The first edge is 0, not the smallest label of training: a smaller one belongs to the first bucket, and so do labels
+    that all have the smallest value.
+    """
+    last = labels.quantiles.shape[1] - 1
+    position_E = np.linspace(0.0, last, num_positive * num_buckets + 1)
+    below_E = np.minimum(position_E.astype(int), last - 1)
+    weight_1xE = (position_E - below_E).astype(np.float32)[None]
+    quantiles_KxQ = jnp.asarray(labels.quantiles)
+    low_KxE, high_KxE = quantiles_KxQ[:, below_E], quantiles_KxQ[:, below_E + 1]
+    # The interpolation rounds, so that of two all but equal edges the second may come out smaller.
+    edges_KxE = jax.lax.cummax(low_KxE + weight_1xE * (high_KxE - low_KxE), axis=1).at[:, 0].set(0.0)
     shape = (len(edges_KxE), num_positive, num_buckets)
     low, high = edges_KxE[:, :-1].reshape(shape), edges_KxE[:, 1:].reshape(shape)
     return Grid(low, high - low)
@@ -65,13 +81,16 @@ def make_grid(labels: LabelConstants, num_positive: int, num_buckets: int) -> Gr
 def locate(grid: Grid, scaled_B: Array) -> GridTargets:
     """Returns where labels on the training scale lie in the grid [P, J] of their horizon.
 
-    A label beyond the last edge belongs to the last bucket with a bias of 1.
+    The sub-distribution is the label's bucket of `Targets`, up to labels that scaling or truncation puts on the other
+    side of an edge. No label lies in an empty bucket: one beyond the last edge counts as lying on it.
     """
     num_buckets = grid.low.shape[1]
-    low_E = grid.low.reshape(-1)
-    index_B = jnp.maximum((scaled_B[:, None] > low_E[None]).sum(axis=1) - 1, 0)
+    low_E, width_E = grid.low.reshape(-1), grid.width.reshape(-1)
+    scaled_B = jnp.minimum(scaled_B, low_E[-1] + width_E[-1])
+    is_above_BxE = scaled_B[:, None] > low_E[None] * (1.0 + EDGE_TOLERANCE)
+    index_B = jnp.maximum(is_above_BxE.sum(axis=1) - 1, 0)
     is_positive_B = scaled_B > 0
-    width_B = grid.width.reshape(-1)[index_B]
+    width_B = width_E[index_B]
     bias_B = jnp.clip((scaled_B - low_E[index_B]) / jnp.where(width_B > 0, width_B, 1.0), 0.0, 1.0)
     return GridTargets(
         jnp.where(is_positive_B, 1 + index_B // num_buckets, 0),
@@ -80,27 +99,42 @@ def locate(grid: Grid, scaled_B: Array) -> GridTargets:
     )
 
 
-def ordinal_loss(logits_xM: Array, label: Array) -> jax.Array:
-    """Returns the sum of the binary cross entropies of "class > j" for j = 0..M-1 of M + 1 classes (3.2, 3.3)."""
+def separates(is_possible_xC: Array) -> jax.Array:
+    """Returns [..., C - 1]: whether "class > j" divides the possible classes anew, the others being merged away."""
+    is_possible_xC = jnp.asarray(is_possible_xC)
+    num_from_xC = jnp.cumsum(is_possible_xC[..., ::-1], axis=-1)[..., ::-1]
+    return is_possible_xC[..., :-1] & (num_from_xC[..., 1:] > 0)
+
+
+def ordinal_loss(logits_xM: Array, label: Array, is_possible_xC: Array) -> jax.Array:
+    """Returns the sum of the binary cross entropies of "class > j", j = 0..C-2, that divide the classes (3.2, 3.3).
+
+    Args:
+      logits_xM: M = C - 1, any leading shape.
+      label: int32 class of the leading shape.
+      is_possible_xC: False for classes that no label can fall in; its leading shape broadcasts.
+    """
     is_above_xM = label[..., None] > jax.lax.broadcasted_iota(jnp.int32, logits_xM.shape, logits_xM.ndim - 1)
-    return jnp.sum(jax.nn.softplus(logits_xM) - jnp.where(is_above_xM, logits_xM, 0.0), axis=-1)
+    entropy_xM = jax.nn.softplus(logits_xM) - jnp.where(is_above_xM, logits_xM, 0.0)
+    return jnp.sum(jnp.where(separates(is_possible_xC), entropy_xM, 0.0), axis=-1)
 
 
 def ordinal_probabilities(logits_xM: Array, is_possible_xC: Array) -> jax.Array:
-    """Returns the probabilities of the C = M + 1 classes from P(class > j) = sigmoid(logit_j) (3.2).
+    """Returns the probabilities of the C classes from P(class > j) = sigmoid(logit_j) (3.2).
 
-    Differences of neighbouring exceedances, cut at 0 and normalised, as free logits need not be in order.
-
-    Args:
-      logits_xM: any leading shape.
-      is_possible_xC: False for classes that no label can fall in.
+    Differences of neighbouring exceedances, cut at 0 and normalised, as free logits need not be in order. Before the
+    cut they sum to 1, so their sum is never less and needs no guard against 0 but where no class is possible, which
+    gives zeros. The arguments are those of `ordinal_loss`.
     """
-    above_xM = jax.nn.sigmoid(logits_xM)
-    ones_x1, zeros_x1 = jnp.ones_like(above_xM[..., :1]), jnp.zeros_like(above_xM[..., :1])
-    steps_xC = jnp.concatenate([ones_x1, above_xM], axis=-1) - jnp.concatenate([above_xM, zeros_x1], axis=-1)
-    mass_xC = jnp.where(is_possible_xC, jnp.maximum(steps_xC, 0.0), 0.0)
-    total_x1 = mass_xC.sum(axis=-1, keepdims=True)
-    return mass_xC / jnp.where(total_x1 > 0, total_x1, 1.0)
+    above_xM = jnp.where(separates(is_possible_xC), jax.nn.sigmoid(logits_xM), 0.0)
+    above_xC = jnp.concatenate([above_xM, jnp.zeros_like(above_xM[..., :1])], axis=-1)
+    previous, masses = jnp.ones_like(above_xC[..., 0]), []
+    for index in range(above_xC.shape[-1]):
+        is_possible, above = is_possible_xC[..., index], above_xC[..., index]
+        masses.append(jnp.where(is_possible, jnp.maximum(previous - above, 0.0), 0.0))
+        previous = jnp.where(is_possible, above, previous)
+    mass_xC = jnp.stack(masses, axis=-1)
+    return mass_xC / jnp.maximum(mass_xC.sum(axis=-1, keepdims=True), 1.0)
 
 
 class OrdinalOutput(nn.Module):
@@ -169,25 +203,25 @@ class MdmeHead(nn.Module):
         return outputs
 
 
-def joint_probabilities(outputs: dict[str, Array]) -> jax.Array:
-    """Returns the multinomial over zero and all buckets [B, 1 + P J], P(d) P(j | d) (3.5); sums to 1."""
+def joint_probabilities(outputs: dict[str, jax.Array]) -> jax.Array:
+    """Returns joint_BxL, the multinomial over zero and all buckets, P(d) P(j | d) (3.5); rows sum to 1."""
     class_BxN = jax.nn.softmax(outputs["class"], axis=-1)
     joint_BxPxJ = class_BxN[:, 1:, None] * jax.nn.softmax(outputs["bucket"], axis=-1)
     return jnp.concatenate([class_BxN[:, :1], joint_BxPxJ.reshape(len(joint_BxPxJ), -1)], axis=1)
 
 
-def _values(outputs: dict[str, Array], grid: Grid) -> jax.Array:
+def _values(outputs: dict[str, jax.Array], grid: Grid) -> jax.Array:
     """Returns the value that each bucket would predict [B, P, J], low + bias * width."""
     return grid.low[None] + jax.nn.sigmoid(outputs["bias"]) * grid.width[None]
 
 
-def expected_value(outputs: dict[str, Array], grid: Grid) -> jax.Array:
+def expected_value(outputs: dict[str, jax.Array], grid: Grid) -> jax.Array:
     """Returns sum_d P(d) sum_j P(j | d) (low + bias * width) [B] (3.4)."""
     joint_BxE = joint_probabilities(outputs)[:, 1:]
     return jnp.sum(joint_BxE * _values(outputs, grid).reshape(joint_BxE.shape), axis=1)
 
 
-def hard_value(outputs: dict[str, Array], grid: Grid) -> jax.Array:
+def hard_value(outputs: dict[str, jax.Array], grid: Grid) -> jax.Array:
     """Returns the value of the likeliest bucket of the likeliest sub-distribution [B] (3.4)."""
     class_B = jnp.argmax(outputs["class"], axis=-1)
     bucket_BxPx1 = jnp.argmax(outputs["bucket"], axis=-1)[..., None]
@@ -197,7 +231,7 @@ def hard_value(outputs: dict[str, Array], grid: Grid) -> jax.Array:
 
 
 def loss_terms(
-    outputs: dict[str, Array], grid: Grid, scaled_B: Array, is_teacher_stopped: bool
+    outputs: dict[str, jax.Array], grid: Grid, scaled_B: Array, is_teacher_stopped: bool
 ) -> dict[str, jax.Array]:
     """Returns the seven terms of one horizon per row, unreduced (3.3).
 
@@ -205,28 +239,31 @@ def loss_terms(
     """
     targets = locate(grid, scaled_B)
     is_positive_B = targets.sub_distribution > 0
-    own_Bx1x1 = jnp.maximum(targets.sub_distribution - 1, 0)[:, None, None]
+    own_B = jnp.maximum(targets.sub_distribution - 1, 0)
+    is_own_BxPx1 = jax.nn.one_hot(own_B, grid.low.shape[0])[..., None]
 
     def own(values_BxPxX: Array) -> jax.Array:
-        return jnp.take_along_axis(values_BxPxX, own_Bx1x1, axis=1)[:, 0]
+        return jnp.sum(is_own_BxPx1 * values_BxPxX, axis=1)
 
-    has_own_bucket_BxJ = grid.has_bucket[own_Bx1x1[:, 0, 0]]
-    class_teacher = ordinal_probabilities(outputs["class_ordinal"], grid.has_class[None])
-    bucket_teacher = ordinal_probabilities(own(outputs["bucket_ordinal"]), has_own_bucket_BxJ)
+    has_class_1xN, has_bucket_BxJ = grid.has_class[None], grid.has_bucket[own_B]
+    bucket_ordinal_BxM = own(outputs["bucket_ordinal"])
+    class_teacher_BxN = ordinal_probabilities(outputs["class_ordinal"], has_class_1xN)
+    bucket_teacher_BxJ = ordinal_probabilities(bucket_ordinal_BxM, has_bucket_BxJ)
     if is_teacher_stopped:
-        class_teacher, bucket_teacher = jax.lax.stop_gradient((class_teacher, bucket_teacher))
+        class_teacher_BxN, bucket_teacher_BxJ = jax.lax.stop_gradient((class_teacher_BxN, bucket_teacher_BxJ))
     log_class_BxN = jax.nn.log_softmax(outputs["class"], axis=-1)
     log_bucket_BxJ = jax.nn.log_softmax(own(outputs["bucket"]), axis=-1)
-    bias_B = jnp.take_along_axis(jax.nn.sigmoid(own(outputs["bias"])), targets.bucket[:, None], axis=1)[:, 0]
+    is_bucket_BxJ = jax.nn.one_hot(targets.bucket, grid.low.shape[1])
+    bias_B = jnp.sum(is_bucket_BxJ * jax.nn.sigmoid(own(outputs["bias"])), axis=1)
     bucket_terms = {
         "bucket": losses.cross_entropy(log_bucket_BxJ, targets.bucket),
-        "bucket_ordinal": ordinal_loss(own(outputs["bucket_ordinal"]), targets.bucket),
-        "bucket_distillation": losses.soft_cross_entropy(bucket_teacher, log_bucket_BxJ),
+        "bucket_ordinal": ordinal_loss(bucket_ordinal_BxM, targets.bucket, has_bucket_BxJ),
+        "bucket_distillation": losses.soft_cross_entropy(bucket_teacher_BxJ, log_bucket_BxJ),
         "bias": (bias_B - targets.bias) ** 2,
     }
     return {
         "class": losses.cross_entropy(log_class_BxN, targets.sub_distribution),
-        "class_ordinal": ordinal_loss(outputs["class_ordinal"], targets.sub_distribution),
-        "class_distillation": losses.soft_cross_entropy(class_teacher, log_class_BxN),
+        "class_ordinal": ordinal_loss(outputs["class_ordinal"], targets.sub_distribution, has_class_1xN),
+        "class_distillation": losses.soft_cross_entropy(class_teacher_BxN, log_class_BxN),
         **{name: jnp.where(is_positive_B, value_B, 0.0) for name, value_B in bucket_terms.items()},
     }

@@ -1,8 +1,9 @@
 """ODMN, the Order Dependency Monotonic Network (Li et al., CIKM 2022; BASELINES.md section 3).
 
 One network for all horizons: a shared backbone, an MDME module per horizon (`mdme.py`, whose letters P and J are used
-here too), and mono units that pass each horizon's distribution on to the next. A soft penalty asks that a longer
-horizon is not predicted lower. The paper was read through notes; its sizes and weights are not known.
+here too), and mono units that pass each horizon's distribution on to the next, in the order of the labels. A soft
+penalty asks that no horizon is predicted lower than the one before it: horizons nest, the shortest comes first. The
+paper was read through notes; its sizes and weights are not known.
 """
 
 import dataclasses
@@ -39,18 +40,20 @@ class OdmnConfig:
     mono_size: int = 64  # hidden width of a mono unit
     mono_input: Literal["pmf", "survival"] = "pmf"  # survival: P(bucket >= j) in place of P(bucket = j)
     decode: Literal["hard", "expected"] = "hard"  # hard: the likeliest bucket, as the paper; expected: the mean
-    running_maximum: bool = False  # raise predictions to those of the shorter horizons, after training
+    running_maximum: bool = False  # raise predictions, in currency, to those of the horizons before
     stop_teacher: bool = True  # no gradient from the distillation to the ordinal towers
     ordinal_weight: float = 1.0
     distillation_weight: float = 1.0
     bias_weight: float = 1.0
-    calibration_weight: float = 1.0  # of mean(max(y_t - y_t+1, 0)) over neighbouring horizons
+    calibration_weight: float = 1.0  # lambda of the penalty on a prediction below the horizon's before
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         for name in ("bottom_sizes", "expert_sizes", "tower_sizes"):
             sizes = getattr(self, name)
             require(min(sizes, default=1) >= 1, f"model.{name}", sizes, "sizes of 1 or more")
+        for name in ("expert_sizes", "tower_sizes"):
+            require(len(getattr(self, name)) >= 1, f"model.{name}", getattr(self, name), "one size or more")
         for name in ("num_experts", "mono_size"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "1 or more")
         require(self.num_sub_buckets >= 2, "model.num_sub_buckets", self.num_sub_buckets, "2 or more")
@@ -59,12 +62,29 @@ class OdmnConfig:
 
 
 def _non_negative(module: nn.Module, name: str, shape: tuple[int, int]) -> jax.Array:
-    """Returns a parameter softplus(V) >= 0, called inside a compact module; it starts near 1 / fan-in."""
+    """Returns a parameter softplus(V) >= 0, called inside a compact module; it starts around 1 / fan-in."""
 
     def init(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        return jnp.log(jnp.expm1(1.0 / shape[0])) + 0.1 * jax.random.normal(key, shape, dtype)
+        return jnp.log(jnp.expm1(1.0 / shape[0])) + 0.5 * jax.random.normal(key, shape, dtype)
 
     return jax.nn.softplus(module.param(name, init, shape))
+
+
+def calibration_loss(value_BxK: Array, mask_BxK: Array, scale_K: Array) -> jax.Array:
+    """Returns the mean of max(y_t - y_t+1, 0) over the rows, summed over neighbouring horizons (3.3).
+
+    Every horizon has a unit of its own on the training scale, so both values are compared in that of the later horizon.
+    The penalty needs predictions only: it counts the rows on which either of the two labels is known.
+
+    Args:
+      value_BxK: predictions on the training scale. They are the expected values, whatever the decoding: these have
+        gradients to all towers, the likeliest bucket's value to its bias alone.
+      mask_BxK: known labels.
+      scale_K: (transformed) currency per unit of the training scale.
+    """
+    ratio_1xU = (scale_K[:-1] / scale_K[1:])[None]  # U = K - 1 neighbours
+    excess_BxU = jnp.maximum(value_BxK[:, :-1] * ratio_1xU - value_BxK[:, 1:], 0.0)
+    return losses.sum_of_means(excess_BxU, mask_BxK[:, :-1] | mask_BxK[:, 1:])
 
 
 class MonoUnit(nn.Module):
@@ -81,20 +101,20 @@ class MonoUnit(nn.Module):
     form: Literal["pmf", "survival"]
 
     @nn.compact
-    def __call__(self, joint_BxE: Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, joint_BxL: Array) -> tuple[jax.Array, jax.Array]:
         """Returns what is added to the next horizon's class logits [B, N] and bucket logits [B, P, J]."""
-        joint_BxE = jax.lax.stop_gradient(joint_BxE)
+        joint_BxL = jax.lax.stop_gradient(joint_BxL)
         if self.form == "survival":
-            joint_BxE = jnp.cumsum(joint_BxE[:, ::-1], axis=1)[:, ::-1]
+            joint_BxL = jnp.cumsum(joint_BxL[:, ::-1], axis=1)[:, ::-1]
         bias_1xH = self.param("bias", nn.initializers.zeros, (self.size,))[None]
-        hidden_BxH = nn.relu(joint_BxE @ _non_negative(self, "hidden", (joint_BxE.shape[1], self.size)) + bias_1xH)
+        hidden_BxH = nn.relu(joint_BxL @ _non_negative(self, "hidden", (joint_BxL.shape[1], self.size)) + bias_1xH)
         to_class_BxN = hidden_BxH @ _non_negative(self, "class", (self.size, 1 + self.num_positive))
         to_bucket_BxE = hidden_BxH @ _non_negative(self, "bucket", (self.size, self.num_positive * self.num_buckets))
         return to_class_BxN, to_bucket_BxE.reshape(-1, self.num_positive, self.num_buckets)
 
 
 class Odmn(Model):
-    """ODMN for K horizons, shortest first as the labels are; K = 1 is MDME alone."""
+    """ODMN for K horizons in the order of the labels, shortest first; K = 1 is MDME alone."""
 
     def _grid(self, labels: LabelConstants) -> mdme.Grid:
         return mdme.make_grid(labels, self.num_buckets - 1, self.config.num_sub_buckets)
@@ -131,10 +151,9 @@ class Odmn(Model):
         return self.stack_horizons(head)
 
     def loss(self, outputs: Outputs, targets: Targets, labels: LabelConstants) -> tuple[jax.Array, Terms]:
-        """Returns the weighted sum of MDME's seven terms and the calibration loss (3.3), and these terms summed over K.
+        """Returns the weighted sum of MDME's seven terms and, for K > 1, the calibration loss (3.3), and these terms.
 
-        The calibration loss takes the expected values, which have gradients to all towers, over the rows of which any
-        label is known.
+        The former are means over the known rows, zero labels among them, summed over K.
         """
         config, grid = self.config, self._grid(labels)
 
@@ -143,9 +162,9 @@ class Odmn(Model):
 
         terms_BxK = jax.vmap(of_horizon, in_axes=(1, 0, 1), out_axes=1)(outputs, grid, targets.scaled)
         terms = {name: losses.sum_of_means(value_BxK, targets.mask) for name, value_BxK in terms_BxK.items()}
-        expected_BxK = self._decode(mdme.expected_value, outputs, grid)
-        excess_B = jnp.maximum(expected_BxK[:, :-1] - expected_BxK[:, 1:], 0.0).sum(axis=1)
-        terms["calibration"] = losses.masked_mean(excess_B, targets.mask.any(axis=1))
+        if self.num_horizons > 1:
+            expected_BxK = self._decode(mdme.expected_value, outputs, grid)
+            terms["calibration"] = calibration_loss(expected_BxK, targets.mask, labels.scale)
         weights = {
             "class_ordinal": config.ordinal_weight,
             "bucket_ordinal": config.ordinal_weight,
@@ -163,7 +182,10 @@ class Odmn(Model):
         """Returns the decoded value on the training scale [B, K] (3.4)."""
         value_fn = mdme.hard_value if self.config.decode == "hard" else mdme.expected_value
         value_BxK = self._decode(value_fn, outputs, self._grid(labels))
-        return jax.lax.cummax(value_BxK, axis=1) if self.config.running_maximum else value_BxK
+        if not self.config.running_maximum:
+            return value_BxK
+        scale_1xK = jnp.asarray(labels.scale)[None]
+        return jax.lax.cummax(value_BxK * scale_1xK, axis=1) / scale_1xK
 
     def bucket_probabilities(self, outputs: Outputs) -> jax.Array | None:
         """Returns the probabilities of the sub-distributions [B, K, N], which are the label's buckets."""
