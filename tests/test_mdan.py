@@ -9,26 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mean_jax import load
-from mean_jax.config import EncoderConfig, load_config, parse_config
+from mean_jax.config import EncoderConfig
 from mean_jax.errors import UserError
-from mean_jax.evaluation.evaluate import evaluate
 from mean_jax.labels import LabelConstants
-from mean_jax.models import MODEL_CONFIGS, mdan
+from mean_jax.models import mdan
 from mean_jax.models.mdan import Mdan, MdanConfig
-from mean_jax.run import Program
-from mean_jax.training.loop import train
-from mean_jax.types import EncoderConstants, Targets
+from mean_jax.types import Targets
 from tests import mdan_oracle
+from tests.model_inputs import plain_constants
 
 B, C, N = 24, 5, 4
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(B, C)).astype(np.float32)
 CODES = np.zeros((B, 0), np.int32)
 MASK = np.ones(B, bool)
-CONSTANTS = EncoderConstants(
-    np.zeros(C, bool), np.zeros(C, np.float32), np.ones(C, np.float32), np.zeros(C, bool), np.zeros((C, 65)), ()
-)
+CONSTANTS = plain_constants(C)
 # Half zeros, some other values twice, one of them the cap.
 Y = np.where(RNG.random((B, 2)) < 0.5, 0.0, RNG.lognormal(0.5, 1.0, (B, 2))).astype(np.float32)
 Y[:4] = [[3.0, 20.0], [3.0, 20.0], [20.0, 1.0], [20.0, 1.0]]
@@ -325,22 +320,3 @@ def test_the_fusion_weights_are_what_the_report_averages():
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(UserError, match=rf"--config\.model\.{field}="):
         MdanConfig(**{field: value})
-
-
-def test_trains_evaluates_and_scores(store_path, table, tmp_path):
-    overrides = [
-        "model.multi_task=True",
-        "model.bottom_sizes=(16, 8)",
-        "model.channel_sizes=(8, 6)",
-        "model.clc_sizes=(8,)",
-        "model.num_anchors=16",
-        "train.batch_size=64",
-        "train.max_epochs=2",
-    ]
-    config = parse_config(load_config("mdan", overrides), MODEL_CONFIGS)
-    assert train(lambda opened: Program(config, opened.schema, opened.transform), store_path, tmp_path / "run")
-    metrics = evaluate(str(tmp_path / "run"), str(store_path), "test", tmp_path / "evaluation", num_resamples=2)
-    assert set(metrics["horizons"]) == {"30", "365"}
-    scores = load(tmp_path / "run").predict(table.slice(0, 10))
-    assert "cltv_30_buckets" in scores.column_names
-    assert np.isfinite(scores["cltv_30"].to_numpy()).all() and (scores["cltv_365"].to_numpy() >= 0).all()

@@ -10,14 +10,13 @@ import pytest
 from mean_jax.config import EncoderConfig
 from mean_jax.labels import LabelConstants
 from mean_jax.models.mean import Mean, MeanConfig
-from mean_jax.types import EncoderConstants, Targets
+from mean_jax.types import Targets
 from tests import mean_oracle
+from tests.model_inputs import plain_constants
 
 B, C, M, H, N = 32, 6, 3, 8, 4
 TINY = MeanConfig(bottom_sizes=(12, 10), num_experts=M, expert_size=H, dam_sizes=(8,))
-CONSTANTS = EncoderConstants(
-    np.zeros(C, bool), np.zeros(C, np.float32), np.ones(C, np.float32), np.zeros(C, bool), np.zeros((C, 65)), ()
-)
+CONSTANTS = plain_constants(C)
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(B, C)).astype(np.float32)
 CODES = np.zeros((B, 0), np.int32)

@@ -19,6 +19,7 @@ from tests.conftest import LABELS
 from tests.test_step import assert_trees_close
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
+WITH_BUCKETS = ("mean", "odmn", "mdan")
 TRAIN = ("train.batch_size=64", "train.max_epochs=2", "train.steps_per_dispatch=3", "train.num_seeds=2")
 
 
@@ -108,6 +109,7 @@ def test_train_evaluate_score(name, store_path, table_path, table, tmp_path):
     assert all(spaces["currency"]["mae"]["value"] > 0 for spaces in metrics["horizons"].values())
     assert score(str(run), str(table_path), tmp_path / "scores.parquet") == len(table)
     scores = pq.read_table(tmp_path / "scores.parquet")
+    assert ("cltv_30_buckets" in scores.column_names) == (config.model.name in WITH_BUCKETS)
     assert scores.column("customer_id").equals(table.column("customer_id"))
     for label in LABELS:
         values = scores.column(label).to_numpy()

@@ -14,8 +14,9 @@ from mean_jax.errors import UserError
 from mean_jax.labels import LabelConstants, fit_label_constants, make_targets
 from mean_jax.models import mdme
 from mean_jax.models.odmn import Odmn, OdmnConfig, calibration_loss
-from mean_jax.types import EncoderConstants, Targets
+from mean_jax.types import Targets
 from tests import odmn_oracle as oracle
+from tests.model_inputs import plain_constants
 
 B, C, N, J = 40, 5, 4, 3
 P = N - 1
@@ -23,9 +24,7 @@ RNG = np.random.default_rng(5)
 X = RNG.normal(size=(B, C)).astype(np.float32)
 CODES = np.zeros((B, 0), np.int32)
 MASK = np.ones(B, bool)
-CONSTANTS = EncoderConstants(
-    np.zeros(C, bool), np.zeros(C, np.float32), np.ones(C, np.float32), np.zeros(C, bool), np.zeros((C, 65)), ()
-)
+CONSTANTS = plain_constants(C)
 SPREAD = np.where(RNG.random((B, 2)) < 0.4, 0.0, RNG.lognormal(0.0, 1.0, (B, 2))).astype(np.float32)
 # Three prices of which one is most customers': of the 3 x 3 buckets only 4 are not empty, and one sub-distribution is.
 PRICES = np.where(SPREAD > 0, RNG.choice([0.3, 2.0, 5.0], (B, 2), p=[0.05, 0.75, 0.2]), 0.0).astype(np.float32)

@@ -10,27 +10,21 @@ import numpy as np
 import pytest
 from scipy import special
 
-from mean_jax import load
-from mean_jax.config import EncoderConfig, load_config, parse_config
+from mean_jax.config import EncoderConfig
 from mean_jax.errors import UserError
-from mean_jax.evaluation.evaluate import evaluate
 from mean_jax.labels import LabelConstants
-from mean_jax.models import MODEL_CONFIGS
 from mean_jax.models.optdist import OptDist, OptDistConfig
-from mean_jax.run import Program
-from mean_jax.training.loop import train
-from mean_jax.types import EncoderConstants, Targets
+from mean_jax.types import Targets
 from tests import optdist_oracle
 from tests.mean_oracle import softmax
+from tests.model_inputs import plain_constants
 
 B, C, L = 24, 5, 3
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(B, C)).astype(np.float32)
 CODES = np.zeros((B, 0), np.int32)
 MASK = np.ones(B, bool)
-CONSTANTS = EncoderConstants(
-    np.zeros(C, bool), np.zeros(C, np.float32), np.ones(C, np.float32), np.zeros(C, bool), np.zeros((C, 65)), ()
-)
+CONSTANTS = plain_constants(C)
 Y = np.where(RNG.random((B, 2)) < 0.5, 0.0, RNG.lognormal(0.0, 1.0, (B, 2))).astype(np.float32)
 RATES = (0.3, 0.6)
 SMALL = OptDistConfig(bottom_sizes=(8, 6), expert_sizes=(7, 5), selector_sizes=(6, 4), num_experts=L)
@@ -297,21 +291,3 @@ def test_bfloat16_compute_keeps_float32_parameters_and_outputs():
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(UserError, match=rf"--config\.model\.{field}="):
         OptDistConfig(**{field: value})
-
-
-def test_trains_evaluates_and_scores(store_path, table, tmp_path):
-    overrides = [
-        "model.bottom_sizes=(16, 8)",
-        "model.expert_sizes=(8, 6)",
-        "model.selector_sizes=(8,)",
-        "model.num_experts=3",
-        "train.batch_size=64",
-        "train.max_epochs=2",
-    ]
-    config = parse_config(load_config("optdist", overrides), MODEL_CONFIGS)
-    assert train(lambda opened: Program(config, opened.schema, opened.transform), store_path, tmp_path / "run")
-    metrics = evaluate(str(tmp_path / "run"), str(store_path), "test", tmp_path / "evaluation", num_resamples=2)
-    assert set(metrics["horizons"]) == {"30", "365"}
-    scores = load(tmp_path / "run").predict(table.slice(0, 10))
-    assert "cltv_30_buckets" not in scores.column_names
-    assert np.isfinite(scores["cltv_30"].to_numpy()).all() and (scores["cltv_365"].to_numpy() >= 0).all()

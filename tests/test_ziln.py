@@ -12,17 +12,16 @@ from mean_jax import losses
 from mean_jax.config import EncoderConfig
 from mean_jax.labels import LabelConstants
 from mean_jax.models.ziln import Ziln, ZilnConfig
-from mean_jax.types import EncoderConstants, Targets
+from mean_jax.types import Targets
 from tests.mean_oracle import dense, mlp, relu, softmax
+from tests.model_inputs import plain_constants
 
 B, C, N = 24, 5, 5
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(B, C)).astype(np.float32)
 CODES = np.zeros((B, 0), np.int32)
 MASK = np.ones(B, bool)
-CONSTANTS = EncoderConstants(
-    np.zeros(C, bool), np.zeros(C, np.float32), np.ones(C, np.float32), np.zeros(C, bool), np.zeros((C, 65)), ()
-)
+CONSTANTS = plain_constants(C)
 Y = np.where(RNG.random((B, 2)) < 0.5, 0.0, RNG.lognormal(0.0, 1.0, (B, 2))).astype(np.float32)
 SMALL = ZilnConfig(bottom_sizes=(8, 6), tower_sizes=(7, 4), expert_sizes=(6, 5), num_experts=3)
 
