@@ -40,6 +40,8 @@ _SMOKE = flags.DEFINE_boolean(
 
 def _main(overrides: list[str]) -> None:
     # Imported late so that --help and mistakes in flags answer at once.
+    import jax
+
     from mean_jax.experiments.runner import run_experiment
     from mean_jax.experiments.spec import parse_spec, smoke
 
@@ -48,6 +50,7 @@ def _main(overrides: list[str]) -> None:
         if _DATA.value is not None:
             raise UserError("--smoke: makes its own small table; leave out --data or --smoke")
         spec = smoke(spec)
+        jax.config.update("jax_disable_most_optimizations", True)  # tiny networks compile longer than they train
     if run_experiment(spec, Path(_OUTPUT.value), _DATA.value):
         LOGGER.info("tables: %s, %s", Path(_OUTPUT.value) / "table.md", Path(_OUTPUT.value) / "report.html")
 
