@@ -193,8 +193,8 @@ def one_file(run: Path, pattern: str) -> Path:
 @pytest.mark.parametrize("pattern", JSON_FILES)
 def test_a_run_of_another_version(few, refused, run_copy, pattern):
     path = one_file(run_copy, pattern)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
-    refused(rf"{path.name}: format version 2, this program reads version 1", few, workdir=run_copy)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+    refused(rf"{path.name}: format version 99, this program reads version \d", few, workdir=run_copy)
 
 
 @pytest.mark.parametrize("pattern", JSON_FILES)
