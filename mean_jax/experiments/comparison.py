@@ -11,7 +11,7 @@ from mean_jax.experiments.paper import paper_value
 from mean_jax.experiments.peers import PEERS
 from mean_jax.experiments.results import Results
 from mean_jax.experiments.spec import ORACLE, ExperimentSpec
-from mean_jax.experiments.statistics import goodness, order_agreement, paired_difference, spread
+from mean_jax.experiments.statistics import Spread, goodness, order_agreement, paired_difference, spread
 
 NAMES = {
     "percentile_mape": "percentile MAPE",
@@ -50,6 +50,21 @@ def _best(values: Mapping[str, float], metric: str) -> str | None:
     return max(known, key=known.__getitem__) if known else None
 
 
+def _number_cells(spreads: Mapping[str, list[Spread]], columns: list[tuple[str, str, str]]) -> dict[str, list[Cell]]:
+    """Returns the fields of each system, one per column (its name, heading and metric), the best marked."""
+    best = [
+        _best({system: values[index].mean for system, values in spreads.items()}, metric)
+        for index, (_, _, metric) in enumerate(columns)
+    ]
+    return {
+        system: [
+            Cell(_number(value.mean, value.deviation), system == winner)
+            for value, winner in zip(values, best, strict=True)
+        ]
+        for system, values in spreads.items()
+    }
+
+
 def systems_table(results: Results, metrics: tuple[str, ...], split: str, title: str, remark: str = "") -> PageTable:
     """Returns horizons x systems with mean and standard deviation over seeds and the best in bold."""
     columns = [(column, heading, metric) for metric in metrics for column, heading in columns_of(metric)]
@@ -61,19 +76,27 @@ def systems_table(results: Results, metrics: tuple[str, ...], split: str, title:
             ]
             for system in results.distinct("system")
         }
-        best = [
-            _best({system: values[index].mean for system, values in spreads.items()}, metric)
-            for index, (_, _, metric) in enumerate(columns)
-        ]
-        for system, values in spreads.items():
-            numbers = [
-                Cell(_number(value.mean, value.deviation), system == winner)
-                for value, winner in zip(values, best, strict=True)
-            ]
-            rows.append([*cells([horizon, system]), *numbers])
+        rows += [[*cells([horizon, system]), *numbers] for system, numbers in _number_cells(spreads, columns).items()]
     note = "Mean over seeds (standard deviation), best of a horizon in bold; without randomness there is one value."
     note = f"{note} {remark}".rstrip()
     return PageTable(title, note, ["horizon", "system", *(heading for _, heading, _ in columns)], rows, num_heads=2)
+
+
+def summary_table(results: Results, metrics: tuple[str, ...], split: str) -> PageTable:
+    """Returns per system the mean of each metric over the horizons, with its spread over seeds."""
+    columns = [(column, heading, metric) for metric in metrics for column, heading in columns_of(metric)]
+    spreads: dict[str, list[Spread]] = {}
+    for system in results.distinct("system"):
+        for column, _, _ in columns:
+            by_horizon = [
+                results.values(column, system=system, horizon=horizon, split=split)
+                for horizon in results.distinct("horizon")
+            ]
+            means = {seed: float(np.mean([values[seed] for values in by_horizon])) for seed in by_horizon[0]}
+            spreads.setdefault(system, []).append(spread(means))
+    rows = [[Cell(system), *numbers] for system, numbers in _number_cells(spreads, columns).items()]
+    note = "Mean over the horizons, then mean over seeds (standard deviation); best in bold."
+    return PageTable("All horizons together", note, ["system", *(heading for _, heading, _ in columns)], rows)
 
 
 def paired_table(spec: ExperimentSpec, results: Results, split: str) -> PageTable:

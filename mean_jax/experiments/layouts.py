@@ -33,6 +33,7 @@ def _facts(spec: ExperimentSpec, data: ExperimentData, left_out: LeftOut) -> lis
 
 def _comparison(spec: ExperimentSpec, results: Results, data: ExperimentData, left_out: LeftOut) -> Page:
     tables = [
+        comparison.summary_table(results, spec.metrics, TEST),
         comparison.systems_table(results, spec.metrics, TEST, "Test split"),
         comparison.paired_table(spec, results, TEST),
         comparison.paper_table(spec, results, TEST),
