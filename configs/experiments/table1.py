@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
                 ("DNN-ZILN", "dnn_ziln"),
                 ("MTL-ZILN", "mtl_ziln"),
                 ("ODMN", "odmn"),
-                ("ODMN, expected", "odmn", "model.decode=expected"),
                 ("MDAN", "mdan"),
                 ("OptDist", "optdist"),
                 ("MTL-MEAN", "mtl_mean"),
