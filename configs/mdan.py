@@ -3,9 +3,9 @@
 Only the abstract of its paper is public; sizes, weights and both losses are a reconstruction.
 
 Command:  mean-jax-train --config=mdan --data=STORE --workdir=RUN
-Data:     CDNOW as launch/quickstart.sh prepares it, four horizons
-Expected: see README
-Runtime:  see README
+Data:     CDNOW as mean-jax-experiment --config=table1 prepares it (split seed 8), four horizons
+Expected: test Gini 0.64 / 0.65 / 0.64 / 0.65, calibrated bias 1.06 / 1.07 / 1.04 / 1.05 (means of three seeds)
+Runtime:  64 s for three seeds on 2 processors of an AMD EPYC
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@
 The paper defines it in one sentence; the form is that of Ma et al. 2018.
 
 Command:  mean-jax-train --config=mtl_ziln --data=STORE --workdir=RUN
-Data:     CDNOW as launch/quickstart.sh prepares it, four horizons
-Expected: see README
-Runtime:  see README
+Data:     CDNOW as mean-jax-experiment --config=table1 prepares it (split seed 8), four horizons
+Expected: test Gini 0.65 / 0.65 / 0.65 / 0.66, calibrated bias 1.07 / 1.07 / 1.04 / 1.03 (means of three seeds)
+Runtime:  31 s for three seeds on 2 processors of an AMD EPYC
 """
 
 from ml_collections import ConfigDict
