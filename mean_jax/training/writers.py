@@ -1,6 +1,7 @@
 """Where training numbers go: metrics.jsonl, TensorBoard, and a progress bar or log lines."""
 
 import json
+import math
 from pathlib import Path
 import sys
 import time
@@ -77,7 +78,8 @@ class Progress:
         if not self._is_terminal and elapsed >= _SECONDS_BETWEEN_LINES:
             rate = (self._rows - self._line_rows) / elapsed
             share = 100 * self._rows / self._total
-            LOGGER.info("epoch %d, %.0f %% of the rows, %.0f rows/s, loss %.4f", epoch, share, rate, loss)
+            known = f", loss {loss:.4f}" if math.isfinite(loss) else ""  # not read yet just after a start
+            LOGGER.info("epoch %d, %.0f %% of the rows, %.0f rows/s%s", epoch, share, rate, known)
             self._line_time, self._line_rows = time.monotonic(), self._rows
 
     def close(self) -> None:
