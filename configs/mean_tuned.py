@@ -1,7 +1,8 @@
 """MEAN with the choices that did best on validation data: a finer label scale and log theta as the teacher's logits.
 
 Of the variants of `configs/experiments/choices.py` it has the best mean rank over Gini, Spearman and AUC on the
-validation split of 30,000 synthetic customers, two seeds; `configs/mean.py` stays as the paper prints it.
+validation split of 30,000 synthetic customers, two seeds; README says how far to trust that. `configs/mean.py` stays as
+the paper prints it.
 
 Command:  mean-jax-train --config=mean_tuned --data=STORE --workdir=RUN
 Data:     CDNOW as mean-jax-experiment --config=table1 prepares it (split seed 8), four horizons
