@@ -15,7 +15,10 @@ Fields of structs and keys of dicts do not carry them; their shapes stand in the
 from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+_MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 Array: TypeAlias = jax.Array | np.ndarray
 
@@ -49,27 +52,72 @@ class EncoderConstants(NamedTuple):
 
 
 class RowLayout(NamedTuple):
-    """How the four-byte words of one stored row divide: numeric values, category codes, labels."""
+    """How the four-byte words of one stored row divide: numeric values, category codes, labels.
+
+    Numeric values of two bytes stand in pairs. float16 has few exponents, so each column brings a power of two of its
+    own by which its values are divided; what exceeds the range even so becomes the largest number.
+    """
 
     num_numeric: int
     num_categorical: int
     num_labels: int
+    numeric_type: str = "float32"  # or float16, bfloat16
+    exponents: tuple[int, ...] = ()  # [C] of float16: stored = value / 2 ** exponent
+
+    @property
+    def num_numeric_words(self) -> int:
+        """Words of the numeric values."""
+        return self.num_numeric if self.numeric_type == "float32" else -(-self.num_numeric // 2)
 
     @property
     def num_words(self) -> int:
-        return sum(self)
+        """Words of a row: W."""
+        return self.num_numeric_words + self.num_categorical + self.num_labels
+
+    @property
+    def as_float32(self) -> "RowLayout":
+        """The layout of the same columns with numeric values in float32."""
+        return self._replace(numeric_type="float32", exponents=())
+
+    def pack(self, numeric_BxC: np.ndarray, codes_BxD: np.ndarray, labels_BxT: np.ndarray) -> np.ndarray:
+        """Returns words_BxW float32 of float32 values with NaN for missing, int32 codes and labels."""
+        if self.numeric_type == "float16":
+            scaled_BxC = np.ldexp(numeric_BxC, -np.array(self.exponents, np.int32)[None])
+            numeric_BxC = np.clip(scaled_BxC, -_MAX_FLOAT16, _MAX_FLOAT16)
+        if self.numeric_type != "float32":
+            pairs_BxC = np.zeros((len(numeric_BxC), 2 * self.num_numeric_words), jnp.dtype(self.numeric_type))
+            pairs_BxC[:, : self.num_numeric] = numeric_BxC
+            numeric_BxC = pairs_BxC.view(np.float32)
+        parts = (numeric_BxC, codes_BxD.astype(np.int32).view(np.float32), labels_BxT.astype(np.float32))
+        return np.concatenate(parts, axis=1)
 
     def labels_of(self, words_xW: np.ndarray) -> np.ndarray:
         """Returns the labels alone."""
-        return words_xW[..., self.num_numeric + self.num_categorical :]
+        return words_xW[..., self.num_words - self.num_labels :]
+
+    def widen(self, words_BxW: np.ndarray) -> np.ndarray:
+        """Returns the rows in the layout `as_float32`, on the host."""
+        if self.numeric_type == "float32":
+            return words_BxW
+        stored_BxC = words_BxW[:, : self.num_numeric_words].view(jnp.dtype(self.numeric_type))[:, : self.num_numeric]
+        numeric_BxC = stored_BxC.astype(np.float32)
+        if self.exponents:
+            numeric_BxC = np.ldexp(numeric_BxC, np.array(self.exponents, np.int32)[None])
+        return np.concatenate([numeric_BxC, words_BxW[:, self.num_numeric_words :]], axis=1)
 
     def unpack(self, words_xW: Array, mask_x: Array) -> Batch:
         """Returns the parts of float32 words as a Batch; runs on device, where the slices cost nothing."""
-        codes_end = self.num_numeric + self.num_categorical
-        codes_xD = words_xW[..., self.num_numeric : codes_end]
+        numeric_end, labels_start = self.num_numeric_words, self.num_words - self.num_labels
+        numeric = jnp.asarray(words_xW)[..., :numeric_end]
+        if self.numeric_type != "float32":
+            pairs = jax.lax.bitcast_convert_type(numeric, jnp.dtype(self.numeric_type))
+            numeric = pairs.reshape(*numeric.shape[:-1], 2 * numeric_end)[..., : self.num_numeric].astype(jnp.float32)
+        if self.exponents:
+            scale_C = np.ldexp(np.float32(1), np.array(self.exponents, np.int32))
+            numeric = numeric * scale_C.reshape((1,) * (numeric.ndim - 1) + (-1,))
         return Batch(
-            numeric=words_xW[..., : self.num_numeric],
-            categorical=jax.lax.bitcast_convert_type(codes_xD, np.int32),
-            labels=words_xW[..., codes_end:],
+            numeric=numeric,
+            categorical=jax.lax.bitcast_convert_type(words_xW[..., numeric_end:labels_start], np.int32),
+            labels=words_xW[..., labels_start:],
             mask=mask_x,
         )
