@@ -72,6 +72,7 @@ class TrainConfig:
     seed: int = 0
     steps_per_dispatch: int = 16  # S, at most: steps that one call to the device runs
     checkpoint_every_steps: int = 0  # within an epoch; 0: at the end of each epoch only
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite; skip: leave the batch out
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "a positive number")
@@ -81,6 +82,36 @@ class TrainConfig:
         require(last_seed < 2**31, "train.seed", self.seed, "less than 2 ** 31 for the last of the seeds")
         for name in ("seed", "checkpoint_every_steps"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How training rows reach the devices; no choice here but `shuffle` and `numeric_type` changes a number."""
+
+    placement: Literal["host", "device"] = "host"  # device: the training rows stay in accelerator memory
+    numeric_type: Literal["stored", "bfloat16"] = "stored"  # of numeric values on their way, and in device memory
+    shuffle: Literal["rows", "blocks"] = "rows"  # blocks: of consecutive rows, then rows within a window of blocks
+    block_rows: int = 1024
+    window_blocks: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("block_rows", "window_blocks"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes are arranged; their product is the number of devices."""
+
+    replica: int = 1  # groups of devices that share the replicas
+    data: int = -1  # parts that a batch is divided into; -1: whatever is left
+    model: int = 1  # parts of each large embedding table
+    min_table_rows: int = 65_536  # an embedding table of fewer rows is not divided
+
+    def __post_init__(self) -> None:
+        for name in ("replica", "model", "min_table_rows"):
+            require(getattr(self, name) >= 1, f"mesh.{name}", getattr(self, name), "1 or more")
+        require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "1 or more, or -1 for all that is left")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +136,8 @@ class Config:
     encoder: EncoderConfig = EncoderConfig()
     labels: LabelConfig = LabelConfig()
     train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
     sweep: SweepConfig = SweepConfig()
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 from typing import Any
 import uuid
@@ -17,6 +18,7 @@ import uuid
 from mean_jax.errors import UserError
 
 _CHUNK_BYTES = 1 << 22
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
 def file_sha256(path: Path) -> str:
@@ -37,6 +39,23 @@ def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in the folder outlast a power failure, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_temporaries(folder: Path, prefix: str = "") -> None:
+    """Removes what killed atomic writers of files named `prefix...` left in a folder; for its sole owner to call."""
+    for path in Path(folder).iterdir():
+        if _TEMPORARY.fullmatch(path.name) and path.name.startswith(f".{prefix}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` on success, deletes it on any exception."""
@@ -48,6 +67,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
-"""Finding the files of a user's input and telling Parquet from CSV by their content."""
+"""The files of a user's input: found, told apart by their content, and watched for changes while they are read."""
 
+import dataclasses
 import glob
 from pathlib import Path
 
@@ -59,3 +60,28 @@ def is_csv(file: Path, flag: str) -> bool:
     if not file.name.endswith(CSV_SUFFIXES) or (b"\0" in start and not is_zipped_csv):
         raise UserError(f"{flag}: {file} is neither Parquet nor CSV; export the table as .parquet or .csv")
     return True
+
+
+@dataclasses.dataclass(frozen=True)
+class FileStamp:
+    """What tells that a file is still the one that was opened."""
+
+    num_bytes: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, file: Path) -> "FileStamp":
+        """Raises UserError if the file is gone."""
+        try:
+            stat = file.stat()
+        except FileNotFoundError:
+            raise UserError(f"{file}: vanished while it was read; let its writer finish and run again") from None
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+    def require(self, file: Path) -> None:
+        """Raises UserError if the file is gone or was written since the stamp was taken."""
+        now = self.of(file)
+        if now != self:
+            sizes = f" from {self.num_bytes} to {now.num_bytes} bytes" if now.num_bytes != self.num_bytes else ""
+            raise UserError(f"{file}: changed{sizes} while it was read; let its writer finish and run again")

@@ -51,7 +51,7 @@ def fit_label_constants(
 
 
 def make_targets(labels_BxK: Array, constants: LabelConstants, mask_B: Array, config: LabelConfig) -> Targets:
-    """Returns scaled labels, buckets and the mask of the known ones.
+    """Returns scaled labels, buckets, the mask of the known ones and their number.
 
     Args:
       labels_BxK: currency, NaN where unknown.
@@ -65,7 +65,7 @@ def make_targets(labels_BxK: Array, constants: LabelConstants, mask_B: Array, co
     scaled_BxK = jnp.minimum(transformed_BxK / constants.scale[None], config.cap)
     above_BxKxE = raw_BxK[..., None] > constants.edges[None]
     bucket_BxK = jnp.where(raw_BxK > 0, 1 + above_BxKxE.sum(axis=-1), 0)
-    return Targets(scaled_BxK, bucket_BxK.astype(jnp.int32), mask_BxK)
+    return Targets(scaled_BxK, bucket_BxK.astype(jnp.int32), mask_BxK, mask_BxK.sum(axis=0, dtype=jnp.int32))
 
 
 def to_currency(scaled: np.ndarray, scale: np.ndarray | np.float64, config: LabelConfig) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""The project's log: one line per event on standard error, without the chatter of the libraries below it."""
+"""The project's log: one line per event on standard error, without the chatter of the libraries below it.
+
+A job of several processes speaks with one voice: `quieten` leaves the others than the lead their warnings and errors.
+Progress bars follow the level too: `LOGGER.isEnabledFor(logging.INFO)`.
+"""
 
 import logging
 import sys
@@ -14,3 +18,8 @@ def start() -> None:
     LOGGER.addHandler(handler)
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO)
+
+
+def quieten() -> None:
+    """Keeps warnings and errors only, for processes other than the lead."""
+    LOGGER.setLevel(logging.WARNING)

@@ -11,15 +11,22 @@ MAX_LOG_MEAN = 20.0  # of log means: 4.9e8 on any scale
 MIN_MISS = 1e-6  # of 1 - q in the focal weight
 
 
-def masked_mean(values: Array, mask: Array) -> jax.Array:
-    """Returns sum(where(mask, v, 0)) / sum(mask), and 0 where the mask is empty; shapes of both are equal."""
-    count = jnp.sum(mask)
+def masked_mean(values: Array, mask: Array, count: Array | None = None) -> jax.Array:
+    """Returns sum(where(mask, v, 0)) / sum(mask), and 0 where the mask is empty; shapes of both are equal.
+
+    Args:
+      values: of any shape.
+      mask: which of them count.
+      count: true elements of the mask in the whole batch, where `values` are one device's part of it: the result is
+        that part's share of the mean then.
+    """
+    count = jnp.sum(mask) if count is None else count
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1)
 
 
-def sum_of_means(values_BxK: Array, mask_BxK: Array) -> jax.Array:
-    """Returns the masked mean over the rows of each horizon, summed over the K horizons."""
-    return jnp.sum(jax.vmap(masked_mean, in_axes=1)(values_BxK, mask_BxK))
+def sum_of_means(values_BxK: Array, mask_BxK: Array, count_K: Array) -> jax.Array:
+    """Returns the masked mean over the rows of each horizon, summed over the K horizons; `count_K` as in the mean."""
+    return jnp.sum(jax.vmap(masked_mean, in_axes=(1, 1, 0))(values_BxK, mask_BxK, count_K))
 
 
 def huber(prediction: Array, target: Array, delta: float | Array) -> jax.Array:

@@ -31,6 +31,8 @@ from mean_jax.labels import LabelConstants, fit_label_constants
 from mean_jax.models import MODEL_CONFIGS, MODELS
 from mean_jax.training import checkpoints
 from mean_jax.training.state import ReplicaSpec, TrainState, Variables, init_state, plan_replicas
+from mean_jax.training.step import StepRule
+from mean_jax.types import RowLayout
 
 TRANSFORM_KIND, TRANSFORM_VERSION = "mean-jax transform", 1
 CALIBRATION_KIND, CALIBRATION_VERSION = "mean-jax calibration", 1
@@ -82,6 +84,15 @@ class Program:
     def init_state(self) -> TrainState:
         """Returns the state before the first step."""
         return init_state(self.model, self.optimizer, self.specs, self.label_constants, self.schema.layout)
+
+    def step_rule(self, layout: RowLayout) -> StepRule:
+        """Returns what training and validation steps follow on rows of a layout."""
+        skip = self.config.train.on_nonfinite == "skip"
+        return StepRule(self.model, self.optimizer, self.config.labels, layout, skip)
+
+    def no_predictions(self, num_rows: int) -> np.ndarray:
+        """Returns zeros [R, B, K] in place of the scaled predictions of rows that another process predicts."""
+        return np.zeros((len(self.specs), num_rows, len(self.specs[0].horizons)), np.float32)
 
     def replica_of(self, horizon: int) -> list[tuple[int, int]]:
         """Returns (replica, position among its horizons) for every seed of a horizon."""

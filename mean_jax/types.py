@@ -38,6 +38,7 @@ class Targets(NamedTuple):
     scaled: Array  # [B, K] float32 in [0, cap]
     bucket: Array  # [B, K] int32 in [0, N)
     mask: Array  # [B, K] bool; False where the label is unknown or the row is padding
+    num_known: Array  # [K] int32, true rows of the mask in the whole batch, also where these rows are a part of it
 
 
 class EncoderConstants(NamedTuple):
@@ -104,6 +105,15 @@ class RowLayout(NamedTuple):
         if self.exponents:
             numeric_BxC = np.ldexp(numeric_BxC, np.array(self.exponents, np.int32)[None])
         return np.concatenate([numeric_BxC, words_BxW[:, self.num_numeric_words :]], axis=1)
+
+    def convert(self, words_BxW: np.ndarray, target: "RowLayout") -> np.ndarray:
+        """Returns the rows in another layout of the same columns, on the host."""
+        if self == target:
+            return words_BxW
+        wide_BxW = self.widen(words_BxW)
+        numeric_BxC, rest_BxW = wide_BxW[:, : self.num_numeric], wide_BxW[:, self.num_numeric :]
+        codes_BxD = rest_BxW[:, : self.num_categorical].view(np.int32)
+        return target.pack(numeric_BxC, codes_BxD, rest_BxW[:, self.num_categorical :])
 
     def unpack(self, words_xW: Array, mask_x: Array) -> Batch:
         """Returns the parts of float32 words as a Batch; runs on device, where the slices cost nothing."""

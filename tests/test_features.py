@@ -6,7 +6,6 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ import pytest
 
 from mean_jax.errors import UserError
 from mean_jax.features.build import define_table
-from mean_jax.features.duckdb_backend import epoch_micros, read_log
+from mean_jax.features.duckdb_backend import DuckDB, session
 from mean_jax.features.expressions import clip_labels
 from mean_jax.features.files import open_log
 from mean_jax.features.spec import FeatureSpec
@@ -34,14 +33,13 @@ LAST = Row("zz", START + 400 * DAY + MICROSECOND, 100, 1.0, "s", True)
 
 
 @pytest.fixture(scope="module")
-def connection() -> Iterator[ibis.BaseBackend]:
-    backend = ibis.duckdb.connect()
-    yield backend
-    backend.disconnect()
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DuckDB]:
+    with session(tmp_path_factory.mktemp("scratch"), None) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
-def define(connection: ibis.BaseBackend, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ir.Table]:
+def define(engine: DuckDB, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ir.Table]:
     """Returns a function from a log, as columns or as the text of a CSV file, and a spec to the customer table."""
     folder = tmp_path_factory.mktemp("log")
 
@@ -52,19 +50,18 @@ def define(connection: ibis.BaseBackend, tmp_path_factory: pytest.TempPathFactor
         else:
             pq.write_table(pa.table(log), file)
         files = open_log(str(file))
-        connection.con.execute("drop view if exists log")
-        return define_table(read_log(connection, files, folder), spec, files, epoch_micros)[0]
+        return define_table(engine, engine.read_log(files), spec, files)[0]
 
     return table
 
 
 @pytest.fixture(scope="module")
-def compute(define: Callable[..., ir.Table]) -> Compute:
+def compute(engine: DuckDB, define: Callable[..., ir.Table]) -> Compute:
     """Returns a function from a log and a spec's arguments to the customer table's rows by id."""
 
     def customers(log: dict[str, Any] | str, **options: Any) -> dict[Any, dict[str, Any]]:
         spec = FeatureSpec(**options)
-        rows = clip_labels(define(log, spec), spec).to_pyarrow().to_pylist()
+        rows = engine.stream(clip_labels(define(log, spec), spec)).read_all().to_pylist()
         return {row.pop(spec.id_column): row for row in rows}
 
     return customers

@@ -8,6 +8,7 @@ from pathlib import Path
 import sys
 from typing import Any
 
+import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 
 from mean_jax.cli.features import main
 from mean_jax.features import build
+from mean_jax.features.duckdb_backend import DuckDB
 from mean_jax.features.spec import FeatureSpec
 
 # Ibis calls a method that DuckDB 2 deprecates.
@@ -129,6 +131,31 @@ def test_files_folders_globs_and_csv_give_the_same_table(command: Command, tmp_p
     assert all(table == tables[0] for table in tables)
 
 
+def test_types_widen_over_files(command: Command, tmp_path: Path) -> None:
+    """Integers beside 32-bit floats keep all their digits; times of every form are the instants they name."""
+    large = 2**24 + 1
+    (tmp_path / "log" / "region=north").mkdir(parents=True)
+    start = pa.array([START] * 5)
+    logs = [
+        good_log(customer_id=pa.array([1] * 5, pa.int8()), timestamp=start.cast(pa.date32()), amount=[large] * 5),
+        good_log(customer_id=[2] * 5, timestamp=start, Amount=pa.array([0.5] * 5, pa.float32()), amount=None),
+        good_log(
+            timestamp=pa.array([START + 400 * DAY] * 5, pa.timestamp("ns", "Asia/Tokyo")),
+            city=pa.nulls(5),
+            amount=[1] * 5,
+        ),
+    ]
+    for i, log in enumerate(logs):
+        write_log(tmp_path / "log" / "region=north" / f"{i}.parquet", log)
+    command(f"--transactions={tmp_path / 'log'}", f"--output={tmp_path / 'o.parquet'}", "--horizons=30")
+    table = pq.read_table(tmp_path / "o.parquet")
+    assert table["customer_id"].to_pylist() == [1, 2]
+    assert table["amount_sum"].to_pylist() == [5.0 * large, 2.5]
+    assert table["city_first"].to_pylist() == ["Oslo"] * 2
+    assert table["first_month"].to_pylist() == [1, 1]
+    assert not any("region" in name for name in table.column_names), "names of folders are not read"
+
+
 def test_a_column_that_a_file_lacks_is_null_there(command: Command, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     write_log(tmp_path / "log" / "1.parquet", good_log(city=None))
@@ -182,9 +209,23 @@ def _with_names(names: list[str]) -> pa.Table:
         (good_log(amount=["1"] * 5), [], ["--amount_column=amount", "string", "convert it"]),
         (good_log(amount=[True] * 5), [], ["--amount_column=amount", "boolean"]),
         (good_log(amount=[1.0, 2.0, 3.0, 4.0, float("nan")]), [], ["--amount_column=amount", "NaN in 1 of 5"]),
-        (good_log(amount=[1.0, 2.0, 3.0, 4.0, float("-inf")]), [], ["--amount_column=amount", "infinite in 1 of 5"]),
+        (
+            good_log(amount=[1.0, 2.0, 3.0, 4.0, float("-inf")]),
+            [],
+            ["--amount_column=amount", "or beyond 3.4e38 in 1 of 5"],
+        ),
         (good_log(amount=pa.array([1, None, 3, 4, 5])), [], ["--amount_column=amount", "null in 1 of 5"]),
-        (good_log(size=[1.0, 2.0, 3.0, 4.0, float("inf")]), [], ["column=size", "infinite in 1 of 5"]),
+        (good_log(amount=[1.0, 2.0, 3.0, 4.0, -1e39]), [], ["--amount_column=amount", "beyond 3.4e38 in 1 of 5"]),
+        (
+            good_log(amount=[1.0, 3e38, 3.0, 3e38, 4.0]),
+            ["--observation_days=120"],
+            ["column amount_sum", "6e+38", "unit"],
+        ),
+        (
+            good_log(size=[1.0, 2.0, 3.0, 4.0, float("inf")]),
+            [],
+            ["column=size", "or beyond 3.4e38 in 1 of 5"],
+        ),
         (good_log(basket=[["a"]] * 5), [], ["column basket", "array", "--exclude=basket"]),
         (good_log(basket=[b"a"] * 5), [], ["column basket", "binary", "--exclude=basket"]),
         (good_log().slice(0, 0), [], ["--transactions", "no rows"]),
@@ -204,7 +245,7 @@ def _with_names(names: list[str]) -> pa.Table:
         (good_log(), ["--as_of=2019-01-01"], ["--as_of=2019-01-01", "no customer", "2020-01-01", "another date"]),
         (good_log(), ["--as_of=2031-01-01"], ["--as_of=2031-01-01", "after the log", "2021-02-04", "earlier date"]),
         (good_log(), ["--memory_limit=lots"], ["--memory_limit=lots", "4GB"]),
-        (good_log(), ["--backend=pyspark"], ["--backend=pyspark", "duckdb"]),
+        (good_log(), ["--spark_master=local"], ["--spark_master=local", "--backend=pyspark"]),
         (good_log(), ["--backend=polars"], ["--backend", "polars"]),
         (good_log(), ["--colour=red"], ["colour"]),
         (good_log(), ["log.parquet"], ["log.parquet", "--flag"]),
@@ -226,8 +267,12 @@ def test_a_mistake_is_one_line(
         ("log.parquet", b"PAR1" + bytes(100), ["log.parquet", "cannot be read"]),
         ("log.csv", bytes(range(256)), ["log.csv", "neither Parquet nor CSV"]),
         ("log.csv", b"customer_id,timestamp,amount\n", ["log.csv", "no rows"]),
-        ("log.csv", b"customer_id,timestamp,amount\n1,2020-01-01\n", ["log.csv", "Expected 3 columns, got 2"]),
-        ("log.csv", b"customer_id,timestamp,amount\n\xff,2020-01-01,1\n", ["log.csv", "UTF8"]),
+        (
+            "log.csv",
+            b"customer_id,timestamp,amount\n1,2020-01-01\n",
+            ["log.csv line 2: has 2 fields"],
+        ),
+        ("log.csv", b"customer_id,timestamp,amount\n\xff,2020-01-01,1\n", ["log.csv line 2: is not UTF-8"]),
         ("log.csv", b"customer_id;timestamp;amount\n1;2020-01-01;1\n", ["--id_column", "customer_id;timestamp;amount"]),
         ("log.csv", b"customer_id,timestamp,amount\n1,2020-01-01,1 EUR\n", ["--amount_column", "'1 EUR'"]),
         ("log.csv.gz", b"\x1f\x8bnot really", ["log.csv.gz", "cannot be read"]),
@@ -238,6 +283,82 @@ def test_an_unreadable_file_is_one_line(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     error = fails(command, tmp_path, f"--transactions={tmp_path / name}", f"--output={tmp_path / 'o.parquet'}")
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("7,2020-01-01", ["has 2 fields where the header has 3"]),
+        ("7,2020-01-01,1,00", ["has 4 fields where the header has 3"]),
+        ('7,"2020-01-01,1', ["fields where the header has 3"]),
+    ],
+)
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_a_broken_line_of_a_csv_is_named_by_its_number(
+    command: Command, tmp_path: Path, line: str, words: list[str], is_zipped: bool
+) -> None:
+    """Deep in the file, beyond the first block that is read; empty lines count."""
+    lines = ["customer_id,timestamp,amount", '1,"2020-01-01",1', "", *["1,2020-01-01,1"] * 150_000]
+    content = "\n".join([*lines, line, *["1,2020-01-01,1"] * 3]).encode()
+    file = tmp_path / f"log.csv{'.gz' * is_zipped}"
+    file.write_bytes(gzip.compress(content, 1) if is_zipped else content)
+    error = fails(command, tmp_path, f"--transactions={file}", f"--output={tmp_path / 'o.parquet'}")
+    assert all(word in error for word in [f"{file} line {len(lines) + 1}: ", *words]), error
+
+
+@pytest.mark.parametrize("how", ["written", "deleted"])
+def test_a_file_that_changes_while_it_is_read_is_one_line(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    stream = DuckDB.stream
+    transactions = write_log(tmp_path / "log.parquet", good_log())
+
+    def change(*arguments: Any) -> pa.RecordBatchReader:
+        if how == "written":
+            write_log(tmp_path / "log.parquet", good_log())
+        else:
+            (tmp_path / "log.parquet").rename(tmp_path / "other.parquet")
+        return stream(*arguments)
+
+    monkeypatch.setattr(DuckDB, "stream", change)
+    error = command(transactions, f"--output={tmp_path / 'o.parquet'}", "--horizons=30", code=2)
+    assert error.startswith("error: ")
+    assert f"{tmp_path / 'log.parquet'} changed while it was read" in error
+    assert len(list(tmp_path.iterdir())) == 1, "no output and no scratch"
+
+
+def test_a_file_that_breaks_while_it_is_read_is_named_as_changed(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_log = DuckDB.read_log
+    transactions = write_log(tmp_path / "log.parquet", good_log())
+
+    def truncate(*arguments: Any) -> ir.Table:
+        (tmp_path / "log.parquet").write_bytes((tmp_path / "log.parquet").read_bytes()[:1000])
+        return read_log(*arguments)
+
+    monkeypatch.setattr(DuckDB, "read_log", truncate)
+    error = fails(command, tmp_path, transactions, f"--output={tmp_path / 'o.parquet'}")
+    assert "changed while it was read" in error
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"amount": ["1"] * 5}, ["column amount", "float64 in", "0.parquet but string in", "2.parquet"]),
+        ({"customer_id": list("abcde")}, ["column customer_id", "int32 in", "0.parquet but string in", "2.parquet"]),
+        ({"timestamp": ["2020-01-01"] * 5}, ["column timestamp", "0.parquet but string in", "2.parquet", "one type"]),
+        ({"city": [True] * 5}, ["column city", "string in", "0.parquet but boolean in", "2.parquet"]),
+    ],
+)
+def test_files_whose_types_clash_are_one_line(
+    command: Command, tmp_path: Path, columns: dict[str, Any], words: list[str]
+) -> None:
+    (tmp_path / "log").mkdir()
+    for name, log in (("0", good_log()), ("1", good_log()), ("2", good_log(**columns))):
+        write_log(tmp_path / "log" / f"{name}.parquet", log)
+    error = fails(command, tmp_path, f"--transactions={tmp_path / 'log'}", f"--output={tmp_path / 'o.parquet'}")
     assert all(word in error for word in words), error
 
 

@@ -2,14 +2,24 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from mean_jax.errors import UserError
-from mean_jax.fileio import atomic_file, atomic_folder, file_sha256, read_json, require_free_output, write_json
+from mean_jax.fileio import (
+    atomic_file,
+    atomic_folder,
+    file_sha256,
+    read_json,
+    remove_temporaries,
+    require_free_output,
+    write_json,
+)
 
 
 class Broken(Exception):
@@ -66,6 +76,37 @@ def test_an_output_with_content_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--workdir: .*a exists already"):
         require_free_output(tmp_path / "folder" / "a", "--workdir")
     assert leftovers(tmp_path / "folder") == ["a"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mean_jax.fileio import atomic_file, atomic_folder
+with atomic_file(Path(sys.argv[1]) / "latest-12.json") as file, atomic_folder(Path(sys.argv[1]) / "best") as folder:
+    file.write_text("half")
+    (folder / "a").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_leaves_is_removed_and_nothing_else(tmp_path):
+    kept = [".best.tmp", ".notes.0123456789ab.txt", "best.0123456789ab.tmp", "latest-8.json"]
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    assert len(leftovers(tmp_path)) == len(kept) + 2
+    remove_temporaries(tmp_path, "latest-")
+    assert len(leftovers(tmp_path)) == len(kept) + 1
+    remove_temporaries(tmp_path)
+    assert leftovers(tmp_path) == sorted(kept)
+
+
+def test_a_rename_is_on_disk_before_the_writer_goes_on(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    with atomic_file(tmp_path / "a") as temporary:
+        temporary.write_text("whole")
+    assert synced == [str(temporary), str(tmp_path)]
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from mean_jax.errors import UserError
 from mean_jax.labels import LabelConstants
 from mean_jax.models import mdan
 from mean_jax.models.mdan import Mdan, MdanConfig
-from mean_jax.types import Targets
 from tests import mdan_oracle
-from tests.model_inputs import plain_constants
+from tests.model_inputs import plain_constants, whole_targets
 
 B, C, N = 24, 5, 4
 RNG = np.random.default_rng(5)
@@ -41,7 +40,7 @@ def label_constants(num_horizons):
 
 def targets(num_horizons=1, known=None):
     known = np.ones((B, num_horizons), bool) if known is None else known
-    return Targets(*map(jnp.asarray, (Y[:, :num_horizons], BUCKETS[:, :num_horizons], known)))
+    return whole_targets(Y[:, :num_horizons], known, BUCKETS[:, :num_horizons])
 
 
 class Built(NamedTuple):

@@ -10,9 +10,8 @@ import pytest
 from mean_jax.config import EncoderConfig
 from mean_jax.labels import LabelConstants
 from mean_jax.models.mean import Mean, MeanConfig
-from mean_jax.types import Targets
 from tests import mean_oracle
-from tests.model_inputs import plain_constants
+from tests.model_inputs import plain_constants, whole_targets
 
 B, C, M, H, N = 32, 6, 3, 8, 4
 TINY = MeanConfig(bottom_sizes=(12, 10), num_experts=M, expert_size=H, dam_sizes=(8,))
@@ -23,7 +22,7 @@ CODES = np.zeros((B, 0), np.int32)
 MASK = np.ones(B, bool)
 LABELS = np.where(RNG.random(B) < 0.5, 0.0, RNG.lognormal(0, 1, B)).astype(np.float32)[:, None]
 BUCKETS = np.where(LABELS > 0, 1 + (LABELS > 0.7) + (LABELS > 1.5), 0).astype(np.int32)
-TARGETS = Targets(jnp.asarray(LABELS), jnp.asarray(BUCKETS), jnp.ones((B, 1), bool))
+TARGETS = whole_targets(LABELS, np.ones((B, 1), bool), BUCKETS)
 
 
 def label_constants(num_horizons):
@@ -230,7 +229,7 @@ def test_multi_task_sums_the_losses_of_its_horizons():
     model, variables = build(dataclasses.replace(TINY, multi_task=True), num_horizons=2)
     outputs, _ = apply(model, variables)
     assert outputs["value"].shape == (B, 2)
-    both = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], axis=1), TARGETS)
+    both = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], axis=-1), TARGETS)
     total, _ = model.loss(outputs, both, LABEL_CONSTANTS)
     single = Mean(TINY, EncoderConfig(), CONSTANTS, 1, N)
     parts = [

@@ -16,6 +16,7 @@ from mean_jax.training import step as step_lib
 from mean_jax.training.loop import train
 from mean_jax.training.state import init_state
 from tests.conftest import LABELS
+from tests.model_inputs import dispatch_of, one_device
 from tests.test_step import assert_trees_close
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
@@ -54,7 +55,7 @@ def test_what_may_be_swept_is_a_number_of_the_config(program):
 def test_replicas_are_solo_runs_and_other_rows_change_nothing(program, words_SxBxW):
     """Replica r of one program equals a run of its own, and rows without a label for it play no part."""
     layout = program.schema.layout
-    dispatch = step_lib.make_dispatch(program.model, program.optimizer, program.config.labels, layout)
+    dispatch = dispatch_of(program)
     together, terms = dispatch(program.init_state(), words_SxBxW)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((together.replicas.variables.params, terms)))
     last = len(program.specs) - 1
@@ -73,7 +74,7 @@ def test_replicas_are_solo_runs_and_other_rows_change_nothing(program, words_SxB
 
 def test_padding_changes_no_prediction(program, words_SxBxW):
     layout = program.schema.layout
-    predict = step_lib.make_predict(program.model, layout)
+    predict = step_lib.make_predict(program.model, layout, one_device())
     variables = program.init_state().replicas.variables
     words = words_SxBxW[0]
     full = predict(variables, words, np.ones(64, bool))
@@ -90,7 +91,7 @@ def test_padding_changes_no_prediction(program, words_SxBxW):
 
 def test_a_batch_of_unknown_labels_has_no_loss_and_no_gradient_that_is_nan(program, words_SxBxW):
     layout = program.schema.layout
-    dispatch = step_lib.make_dispatch(program.model, program.optimizer, program.config.labels, layout)
+    dispatch = dispatch_of(program)
     words = words_SxBxW[:1].copy()
     layout.labels_of(words)[...] = np.nan
     state, terms = dispatch(program.init_state(), words)

@@ -14,9 +14,8 @@ from mean_jax.errors import UserError
 from mean_jax.labels import LabelConstants, fit_label_constants, make_targets
 from mean_jax.models import mdme
 from mean_jax.models.odmn import Odmn, OdmnConfig, calibration_loss
-from mean_jax.types import Targets
 from tests import odmn_oracle as oracle
-from tests.model_inputs import plain_constants
+from tests.model_inputs import plain_constants, whole_targets
 
 B, C, N, J = 40, 5, 4, 3
 P = N - 1
@@ -44,7 +43,7 @@ def label_constants(y):
 
 def targets(y, known=None):
     known = np.ones(y.shape, bool) if known is None else known
-    return Targets(jnp.asarray(y), jnp.zeros(y.shape, jnp.int32), jnp.asarray(known))
+    return whole_targets(y, known)
 
 
 class Built(NamedTuple):

@@ -14,10 +14,9 @@ from mean_jax.config import EncoderConfig
 from mean_jax.errors import UserError
 from mean_jax.labels import LabelConstants
 from mean_jax.models.optdist import OptDist, OptDistConfig
-from mean_jax.types import Targets
 from tests import optdist_oracle
 from tests.mean_oracle import softmax
-from tests.model_inputs import plain_constants
+from tests.model_inputs import plain_constants, whole_targets
 
 B, C, L = 24, 5, 3
 RNG = np.random.default_rng(7)
@@ -40,7 +39,7 @@ def label_constants(num_horizons):
 
 def targets(num_horizons=1, known=None):
     known = np.ones((B, num_horizons), bool) if known is None else known
-    return Targets(jnp.asarray(Y[:, :num_horizons]), jnp.zeros((B, num_horizons), jnp.int32), jnp.asarray(known))
+    return whole_targets(Y[:, :num_horizons], known)
 
 
 class Built(NamedTuple):
@@ -256,7 +255,7 @@ def test_extremes_have_finite_losses_gradients_and_predictions(name):
     logits = jnp.array([[0.0, 0.0, -200.0], [50.0, 40.0, 100.0], [-200.0, -90.0, 3.0]])[None, None]
     selector = jnp.array([[[300.0, 0.0, -300.0]]])
     for y in (0.0, 1e-6, 20.0):
-        target = Targets(jnp.full((1, 1), y), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
+        target = whole_targets(np.full((1, 1), y), np.ones((1, 1), bool))
 
         @jax.value_and_grad
         def loss(values, target=target):

@@ -5,13 +5,17 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from mean_jax.data.pipeline import padded_batches, plan_epoch, train_dispatches
+from mean_jax.config import DataConfig
+from mean_jax.data.pipeline import EpochPlan, epoch_order, padded_batches, plan_epoch, train_dispatches
+from mean_jax.types import RowLayout
 
 BATCH_SIZE, EPOCHS, SEED = 32, 3, 7
 
 
 class NumberedRows:
     """Stands for a split: one word per row, its number."""
+
+    layout = RowLayout(1, 0, 0)
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
@@ -31,8 +35,7 @@ def rows():
 
 def numbers(rows, seed=SEED, epochs=EPOCHS, start=0) -> np.ndarray:
     """Returns the row numbers [dispatches, S * B] that a training would see."""
-    dispatches, steps = plan_epoch(len(rows), BATCH_SIZE, 8)
-    stream = train_dispatches(rows, BATCH_SIZE, dispatches, steps, epochs, seed, start)
+    stream = train_dispatches(rows, plan_epoch(len(rows), BATCH_SIZE, 8), epochs, seed, start)
     return np.array([words.ravel() for words in stream]).astype(int)
 
 
@@ -40,7 +43,7 @@ def numbers(rows, seed=SEED, epochs=EPOCHS, start=0) -> np.ndarray:
 @given(st.integers(1, 10**9), st.integers(1, 10**5), st.integers(1, 64))
 def test_the_plan_of_an_epoch(num_rows, batch_size, max_steps):
     num_rows = max(num_rows, batch_size)
-    dispatches, steps = plan_epoch(num_rows, batch_size, max_steps)
+    _, dispatches, steps = plan_epoch(num_rows, batch_size, max_steps)
     assert 1 <= steps <= max_steps
     assert dispatches * steps * batch_size <= num_rows
     left_out = num_rows - dispatches * steps * batch_size
@@ -50,7 +53,7 @@ def test_the_plan_of_an_epoch(num_rows, batch_size, max_steps):
 
 def test_shapes(store):
     split = store.split("train")
-    words = next(train_dispatches(split, BATCH_SIZE, 3, 5, EPOCHS, SEED, 0))
+    words = next(train_dispatches(split, EpochPlan(BATCH_SIZE, 3, 5), EPOCHS, SEED, 0))
     assert words.shape == (5, BATCH_SIZE, store.schema.layout.num_words)
     assert words.dtype == np.float32
 
@@ -98,3 +101,50 @@ def test_padded_batches_hold_every_row_once(num_rows, batch_size):
     assert all(words.shape == (batch_size, 1) and mask.shape == (batch_size,) for words, mask in batches)
     seen = np.concatenate([words[mask] for words, mask in batches]).ravel()
     np.testing.assert_array_equal(seen, np.arange(num_rows))
+
+
+def test_own_rows_of_all_processes_make_the_batch(rows):
+    plan = plan_epoch(len(rows), BATCH_SIZE, 8)
+    whole = list(train_dispatches(rows, plan, 1, SEED, 0))
+    halves = [list(train_dispatches(rows, plan, 1, SEED, 0, own=own)) for own in (slice(0, 16), slice(16, 32))]
+    for words, first, second in zip(whole, *halves, strict=True):
+        np.testing.assert_array_equal(words, np.concatenate([first, second], axis=1))
+    batches = list(padded_batches(rows, 64, slice(16, 48)))
+    np.testing.assert_array_equal(batches[-1][0].ravel(), np.minimum(np.arange(960 + 16, 960 + 48), 999))
+    np.testing.assert_array_equal(batches[-1][1], np.arange(64) < 40)
+
+
+BLOCKS = DataConfig(shuffle="blocks", block_rows=16, window_blocks=4)
+
+
+@pytest.mark.parametrize("num_rows", [1000, 1024, 40, 10, 1])
+def test_a_shuffle_of_blocks_is_a_permutation_in_long_pieces(num_rows):
+    order = epoch_order(num_rows, SEED, 0, BLOCKS)
+    np.testing.assert_array_equal(np.sort(order), np.arange(num_rows))
+    for start in range(0, num_rows, 64):
+        # A window of 64 rows reads at most 5 blocks of 16, one of them short.
+        assert len(np.unique(order[start : start + 64] // 16)) <= 5
+    if num_rows == 1000:
+        assert (np.diff(order) == 1).mean() < 0.1
+        assert (order != epoch_order(num_rows, SEED, 1, BLOCKS)).mean() > 0.9
+
+
+class AskedRows(NumberedRows):
+    """Notes what it is asked to read ahead."""
+
+    def __init__(self, num_rows):
+        super().__init__(num_rows)
+        self.asked = []
+
+    def will_need(self, start, stop):
+        self.asked += range(start, min(stop, len(self)))
+
+
+def test_every_block_is_asked_for_before_it_is_read():
+    rows = AskedRows(1024)
+    plan = plan_epoch(len(rows), BATCH_SIZE, 4)
+    seen = []
+    for words in train_dispatches(rows, plan, 1, SEED, 0, BLOCKS):
+        seen += words.ravel().astype(int).tolist()
+        assert set(seen) <= set(rows.asked)
+    assert len(rows.asked) == len(set(rows.asked)) == 1024  # each once

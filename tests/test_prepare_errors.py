@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mean_jax.cli.prepare import main
-from mean_jax.data import prepare as prepare_lib
+from mean_jax.data import spill
+from mean_jax.types import RowLayout
 from tests.conftest import LABELS
 
 
@@ -216,23 +217,26 @@ def test_an_output_that_exists(call, table_path, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("writer", ["write_json", "file_sha256"])
+@pytest.mark.parametrize("writer", ["prepare.write_json", "spill.file_sha256", "passes.append_rows"])
 def test_no_space_left(refused, table, monkeypatch, writer):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "train-00000.bin")
 
-    monkeypatch.setattr(f"mean_jax.data.prepare.{writer}", fail)
+    monkeypatch.setattr(f"mean_jax.data.{writer}", fail)
     refused(table, r"no space left on the disk while writing train-00000\.bin; free some or choose another output")
 
 
-def test_a_shard_that_does_not_fit_says_so(monkeypatch, table_path, tmp_path):
+def test_a_shard_that_does_not_fit_says_so(tmp_path):
     """The system's own error, from the file that is always full."""
-    spill = prepare_lib._Spill(tmp_path / "spill", pa.schema({"hash": "uint64", "id": "string", "row": pa.binary(4)}))
-    spill.append(np.arange(3, dtype=np.uint64), pa.array(["a", "b", "c"]), np.zeros((3, 1), np.float32))
-    (tmp_path / "full.bin").symlink_to("/dev/full")
+    schema = spill.spill_schema(pa.string(), 1)
+    hashes = np.arange(3, dtype=np.uint64)
+    spill.append_rows(tmp_path, "full", schema, hashes, hashes, pa.array(["a", "b", "c"]), np.zeros((3, 1), np.float32))
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "full.bin").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as failure:
-        spill.finish(tmp_path, "full")
-    assert failure.value.errno == errno.ENOSPC
+        spill.sort_shard(tmp_path, "full", 3, schema, RowLayout(1, 0, 0), output)
+    assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(output / "full.bin"))
 
 
 def test_flags(call, tmp_path):
@@ -257,6 +261,7 @@ def test_help_explains_every_flag(monkeypatch, capsys):
     assert stopped.value.code == 0
     assert text.startswith("mean-jax-prepare: customer table -> training store.")
     flags = ("input", "output", "id_column", "label_columns", "exclude", "split", "split_column", "min_category_count")
+    flags += ("max_categories", "numeric_type", "num_workers", "[no]append")
     for flag in flags:
         assert f"--{flag}: " in text
     assert "(default: '0.7,0.1,0.2')" in text

@@ -181,7 +181,7 @@ def test_an_interrupted_job_leaves_whole_parts_only(interrupted):
 
 def test_a_second_call_goes_on(interrupted, run_path, table_path, output):
     folder, scored = interrupted
-    (folder / ".part-00002.parquet.abc.tmp").write_text("half")  # as a killed process leaves it
+    (folder / ".part-00002.parquet.0123456789ab.tmp").write_text("half")  # as a killed process leaves it
     assert score(str(run_path), str(table_path), folder, rows_per_part=300) == 1000
     assert scored == [300, 100]
     assert names_in(folder) == names_in(output)

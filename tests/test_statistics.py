@@ -2,11 +2,13 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from mean_jax.data import statistics
+from mean_jax.data.categories import CategoryCounts
 from mean_jax.data.schema import Schema
-from mean_jax.data.statistics import Moments, RowSample, Statistics, signed_log1p
+from mean_jax.data.statistics import LabelStatistics, Moments, NumericStatistics, RowSample, fit_transform, signed_log1p
 from mean_jax.data.transform import KNOT_LEVELS, LABEL_LEVELS
 
 SCHEMA = Schema("id", "string", ("short", "long"), ("normal", "heavy", "signed"), ("city",), (0.7, 0.1, 0.2), 0, None)
@@ -28,12 +30,27 @@ def rows():
     return rng.integers(0, 2**63, NUM_ROWS).astype(np.uint64), numeric, cities, labels
 
 
-def fitted(rows, blocks, min_category_count=1):
-    collected = Statistics(SCHEMA)
-    for block in blocks:
-        hashes, numeric, cities, labels = (part[block] for part in rows)
-        collected.update(hashes, numeric, [pa.array(cities, pa.string())], labels)
-    return collected.fit(min_category_count)
+def collected(rows, blocks, units=1):
+    """Returns what units of some blocks each have collected, merged in order."""
+    numeric, labels, cities = NumericStatistics(3), LabelStatistics(2), CategoryCounts(1000)
+    for unit in np.array_split(np.arange(len(blocks)), units):
+        own_numeric, own_labels, own_cities = NumericStatistics(3), LabelStatistics(2), CategoryCounts(1000)
+        for block in unit:
+            hashes, values, texts, amounts = (part[blocks[block]] for part in rows)
+            own_numeric.update(hashes, values.astype(np.float32))
+            own_labels.update(hashes, amounts)
+            counts = pa.array(texts, pa.string()).dictionary_encode()
+            indices = pc.fill_null(counts.indices, -1).to_numpy()
+            per_text = np.bincount(indices + 1, minlength=1 + len(counts.dictionary))
+            own_cities.update(counts.dictionary, per_text[1:], per_text[0])
+        numeric.merge(own_numeric)
+        labels.merge(own_labels)
+        cities.merge(own_cities)
+    return numeric, [cities], labels
+
+
+def fitted(rows, blocks, min_category_count=1, units=1):
+    return fit_transform(SCHEMA, *collected(rows, blocks, units), min_category_count)
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +91,24 @@ def test_vocabulary_by_falling_frequency(rows, transform):
 
 
 def test_equally_frequent_categories_stand_in_the_order_of_their_text():
-    rows = (np.arange(4), np.arange(12.0).reshape(4, 3), np.array(["y", "x", "y", "x"], object), np.ones((4, 2)))
+    rows = (
+        np.arange(4, dtype=np.uint64),
+        np.arange(12.0).reshape(4, 3),
+        np.array(["y", "x", "y", "x"], object),
+        np.ones((4, 2)),
+    )
     assert fitted(rows, [slice(None)]).vocabularies == (("x", "y"),)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 50])
 def test_blocks_do_not_matter(rows, transform, num_blocks):
     check_equal(fitted(rows, np.array_split(np.arange(NUM_ROWS), num_blocks)), transform)
+
+
+@pytest.mark.parametrize("units", [2, 7])
+def test_units_merge_into_the_whole(rows, transform, units):
+    blocks = np.array_split(np.arange(NUM_ROWS), 14)
+    check_equal(fitted(rows, blocks, units=units), transform)
 
 
 def test_order_does_not_matter(rows, transform):
@@ -117,7 +145,12 @@ def test_a_rare_horizon_has_its_own_sample(monkeypatch):
     monkeypatch.setattr(statistics, "LABEL_SAMPLE_ROWS", 50)
     labels = np.stack([np.ones(NUM_ROWS), np.zeros(NUM_ROWS)], axis=1)
     labels[-1, 1] = 7.0
-    rows = (np.arange(NUM_ROWS), np.random.default_rng(0).random((NUM_ROWS, 3)), np.array(["a", "b"] * 2500), labels)
+    rows = (
+        np.arange(NUM_ROWS, dtype=np.uint64),
+        np.random.default_rng(0).random((NUM_ROWS, 3)),
+        np.array(["a", "b"] * 2500),
+        labels,
+    )
     assert set(fitted(rows, np.array_split(np.arange(NUM_ROWS), 20)).positive_quantiles[1]) == {7.0}
 
 
@@ -131,11 +164,59 @@ def test_moments_stay_exact_far_from_zero():
     assert moments.mean[0] == pytest.approx(values.mean(), rel=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e37])
+def test_moments_of_any_size_and_type(dtype, scale):
+    """Squares of 1e37 are beyond float32; a row of outliers comes first."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(3, 1, (2000, 4)) * scale
+    values[0] *= 5
+    values[:, 1] = np.where(rng.random(2000) < 0.3, np.nan, values[:, 1])
+    values[:, 2] = np.nan
+    values = values.astype(dtype)
+    moments, parts = Moments(4), [Moments(4), Moments(4)]
+    moments.update(values)
+    for part, own in zip(np.array_split(values, 2), parts, strict=True):
+        own.update(part)
+    parts[0].merge(parts[1])
+    wide = values[:, [0, 1, 3]].astype(np.float64)
+    for found in (moments, parts[0]):
+        assert found.count[2] == found.mean[2] == found.std[2] == 0
+        np.testing.assert_allclose(found.mean[[0, 1, 3]], np.nanmean(wide, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(found.std[[0, 1, 3]], np.nanstd(wide, axis=0), rtol=1e-6)
+
+
+def test_samples_merge_and_a_bound_changes_nothing():
+    rng = np.random.default_rng(0)
+    hashes = rng.permutation(1000).astype(np.uint64)
+    total = RowSample(100, 2, np.float32)
+    for block in np.array_split(hashes, 9):
+        own = RowSample(100, 2, np.float32, bound=99)
+        own.update(block, np.stack([block, -block.astype(np.float32)], axis=1))
+        total.merge(own)
+    assert sorted(next(total.columns())) == list(range(100))
+    assert [sorted(column) for column in total.columns()][1] == list(range(-99, 1))
+
+
+def test_exponents_leave_room_for_sixteen_times_the_largest():
+    values = np.array([[0.0, 3.0, -1e6, 1e-12, 4096.0, np.nan]], np.float32)
+    numeric = NumericStatistics(6)
+    numeric.update(np.zeros(1, np.uint64), values)
+    exponents = np.array(numeric.exponents())
+    assert exponents[0] == exponents[5] == 0
+    scaled = np.abs(values[0, 1:5]) / 2.0 ** exponents[1:5]
+    assert (16 * scaled <= 65536).all() and (scaled >= 2**11).all()
+    expected = [np.ceil(np.log2(top)) - 12 for top in (3.0, 1e6, 1e-12)]
+    assert exponents[1:4].tolist() == expected
+
+
 def test_columns_of_one_kind_are_enough():
     only_texts = Schema("id", "string", ("short",), (), ("city",), (0.7, 0.1, 0.2), 0, None)
-    collected = Statistics(only_texts)
-    collected.update(np.arange(3), np.zeros((3, 0), np.float32), [pa.array(["a", "b", "a"])], np.ones((3, 1)))
-    transform = collected.fit(1)
+    numeric, labels, cities = NumericStatistics(0), LabelStatistics(1), CategoryCounts(10)
+    numeric.update(np.arange(3, dtype=np.uint64), np.zeros((3, 0), np.float32))
+    labels.update(np.arange(3, dtype=np.uint64), np.ones((3, 1)))
+    cities.update(pa.array(["a", "b"]), np.array([2, 1]), 0)
+    transform = fit_transform(only_texts, numeric, [cities], labels, 1)
     assert transform.knots.shape == (0, 65)
     assert transform.vocabularies == (("a", "b"),)
     assert type(transform).from_dict(transform.to_dict()).knots.shape == (0, 65)

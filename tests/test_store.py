@@ -62,8 +62,16 @@ def test_a_cut_shard(copy):
 @pytest.mark.parametrize("name", ["manifest.json", "schema.json"])
 def test_another_version(copy, name):
     content = json.loads((copy / name).read_text())
-    (copy / name).write_text(json.dumps(content | {"version": 2}))
-    check_refused(copy, rf"{name}: format version 2, this program reads version 1; use the program version that wrote")
+    version = content["version"]
+    (copy / name).write_text(json.dumps(content | {"version": version + 1}))
+    message = f"{name}: format version {version + 1}, this program reads version {version}; use the program version"
+    check_refused(copy, message)
+
+
+def test_a_store_of_version_1_is_to_be_made_again(copy):
+    content = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(content | {"version": 1}))
+    check_refused(copy, r"manifest\.json: format version 1, this program reads version 2; .* or make it again")
 
 
 def test_manifest_counts(store, table):

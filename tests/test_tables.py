@@ -107,7 +107,7 @@ def test_neither_parquet_nor_csv(tmp_path, folder):
 def test_a_cut_parquet_file(folder):
     path = folder / "part-0.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    check_refused(folder, r"part-0\.parquet: not a readable Parquet file")
+    check_refused(folder, r"part-0\.parquet: cannot be read, mend or replace it: .*Parquet magic bytes not found")
 
 
 def test_a_parquet_file_damaged_inside(tmp_path):
@@ -121,7 +121,7 @@ def test_a_parquet_file_damaged_inside(tmp_path):
 
 def test_a_csv_row_with_a_column_too_few(tmp_path):
     (tmp_path / "a.csv").write_text("id,spend\n" + "1,2\n" * 1_000_000 + "3\n")
-    check_refused(tmp_path / "a.csv", r"a\.csv: cannot be read, mend or replace it: .*Expected 2 columns, got 1")
+    check_refused(tmp_path / "a.csv", r"a\.csv line 1000002: 1 field, the header has 2; mend the line")
 
 
 def test_a_column_name_twice(tmp_path):
@@ -131,11 +131,7 @@ def test_a_column_name_twice(tmp_path):
     check_refused(tmp_path / "a.parquet", r"a\.parquet: column id stands there 2 times; rename one")
 
 
-def test_files_of_different_schemas(folder, tmp_path):
-    pq.write_table(people(0, 10).rename_columns(["id", "spent"]), folder / "part-1.parquet")
-    check_refused(folder, r"part-1\.parquet and .*part-0\.parquet differ in column spend; all files of --input need")
-    pq.write_table(people(0, 10).cast(pa.schema({"id": "int64", "spend": "float32"})), folder / "part-1.parquet")
-    check_refused(folder, r"part-1\.parquet and .*part-0\.parquet differ in column spend; all files of --input need")
+def test_parquet_and_csv_together(folder):
     pa_csv.write_csv(people(0, 10), folder / "all.csv")
     check_refused(folder, r"--input: .*all\.csv and .*part-0\.parquet are of two formats")
 

@@ -16,6 +16,7 @@ from mean_jax.errors import UserError
 from mean_jax.evaluation.evaluate import evaluate
 from mean_jax.run import BEST, LATEST, Program, load_run
 from mean_jax.training import checkpoints, loop
+from mean_jax.training.profile import Profile
 from mean_jax.training.writers import read_metrics
 from tests.conftest import TINY, tiny_config, train_tiny
 
@@ -36,20 +37,20 @@ class StopAfter:
     """Sends the process a signal when the given number of dispatches has been started."""
 
     def __init__(self, monkeypatch, count, number=signal.SIGTERM):
-        make = loop.step_lib.make_dispatch
+        make = loop.make_feed
 
         def make_counting(*args):
-            dispatch = make(*args)
-            calls = iter(range(1, 1000))
+            feed = make(*args)
 
-            def counted(state, words):
-                if next(calls) == count:
-                    os.kill(os.getpid(), number)
-                return dispatch(state, words)
+            def counted(first_step):
+                for index, dispatch in enumerate(feed(first_step), start=1):
+                    if index == count:
+                        os.kill(os.getpid(), number)
+                    yield dispatch
 
             return counted
 
-        monkeypatch.setattr(loop.step_lib, "make_dispatch", make_counting)
+        monkeypatch.setattr(loop, "make_feed", make_counting)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_other_metrics_can_stop_a_run(metric, store_path, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_replica_and_term(store_path, tmp_path):
-    with pytest.raises(UserError, match=r"loss term \w+ of horizon \w+, seed 0 is not finite within steps \d+ to \d+"):
+    with pytest.raises(UserError, match=r"loss term [\w, ]+ of horizon \w+, seed 0 is not finite at step \d+;"):
         train_tiny(store_path, tmp_path / "run", "train.learning_rate=1e30")
     for step in checkpoints.sealed_steps(tmp_path / "run" / LATEST):
         checkpoints.verify(tmp_path / "run" / LATEST, step)
@@ -281,7 +282,7 @@ def test_a_prediction_that_is_not_finite_stops_the_run(store_path, tmp_path):
 
 
 def test_a_replica_that_diverges_after_it_was_stopped_harms_nobody(program, monkeypatch, store, tmp_path):
-    trainer = loop.Trainer(program, store, tmp_path / "run")
+    trainer = loop.Trainer(program, store, tmp_path / "run", False, Profile(None))
     trainer._is_active_R = np.array([False, True])
     state = program.init_state()
     broken = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), state.replicas.variables)

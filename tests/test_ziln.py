@@ -12,9 +12,8 @@ from mean_jax import losses
 from mean_jax.config import EncoderConfig
 from mean_jax.labels import LabelConstants
 from mean_jax.models.ziln import Ziln, ZilnConfig
-from mean_jax.types import Targets
 from tests.mean_oracle import dense, mlp, relu, softmax
-from tests.model_inputs import plain_constants
+from tests.model_inputs import plain_constants, whole_targets
 
 B, C, N = 24, 5, 5
 RNG = np.random.default_rng(3)
@@ -35,7 +34,7 @@ def label_constants(num_horizons):
 
 def targets(num_horizons=1, mask=None):
     known = np.ones((B, num_horizons), bool) if mask is None else mask
-    return Targets(jnp.asarray(Y[:, :num_horizons]), jnp.zeros((B, num_horizons), jnp.int32), jnp.asarray(known))
+    return whole_targets(Y[:, :num_horizons], known)
 
 
 def build(config=SMALL, num_horizons=1):

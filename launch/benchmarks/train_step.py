@@ -20,6 +20,7 @@ import platform
 import sys
 import tempfile
 import time
+from typing import Any
 
 from absl import flags
 import jax
@@ -35,6 +36,7 @@ from mean_jax.data.transform import KNOT_LEVELS, LABEL_LEVELS, Transform
 from mean_jax.errors import UserError
 from mean_jax.models import MODEL_CONFIGS
 from mean_jax.run import Program
+from mean_jax.sharding import data_mesh, state_shardings
 from mean_jax.training.state import TrainState, init_state
 from mean_jax.training.step import make_dispatch
 from mean_jax.types import RowLayout
@@ -92,8 +94,14 @@ def _single_state(program: Program) -> TrainState:
     return init_state(program.model, program.optimizer, program.specs[:1], program.label_constants, layout)
 
 
+def _dispatch_of(program: Program) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+    mesh = data_mesh(jax.devices()[:1])
+    shardings = state_shardings(mesh, jax.eval_shape(program.init_state), program.config.mesh)
+    return make_dispatch(program.step_rule(program.schema.layout), mesh, shardings)
+
+
 def _jax_contender(program: Program, state: TrainState, dispatches: Iterator[jax.Array | np.ndarray]) -> Contender:
-    dispatch = make_dispatch(program.model, program.optimizer, program.config.labels, program.schema.layout)
+    dispatch = _dispatch_of(program)
 
     def run(count: int) -> None:
         nonlocal state
@@ -163,7 +171,7 @@ def _torch_contenders(program: Program, words_SxBxW: np.ndarray) -> dict[str, Co
         return {}
     import mean_torch
 
-    dispatch = make_dispatch(program.model, program.optimizer, program.config.labels, program.schema.layout)
+    dispatch = _dispatch_of(program)
     params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), _single_state(program).replicas.variables.params)
     _, metrics = dispatch(_single_state(program), words_SxBxW)
     expected = float(metrics["total"][0])
@@ -255,15 +263,17 @@ def _main() -> None:
     words_BxW = _words(layout, _NUM_ROWS.value)
     plan = plan_epoch(len(words_BxW), train.batch_size, train.steps_per_dispatch)
     size = train.batch_size * train.steps_per_dispatch
-    if plan[1] != train.steps_per_dispatch:
-        raise UserError(f"--num_rows={len(words_BxW)}: gives dispatches of {plan[1]} steps; use a multiple of {size}")
+    if plan.num_steps != train.steps_per_dispatch:
+        raise UserError(
+            f"--num_rows={len(words_BxW)}: gives dispatches of {plan.num_steps} steps; use a multiple of {size}"
+        )
     words_SxBxW = words_BxW[:size].reshape(train.steps_per_dispatch, train.batch_size, -1)
     contenders = _torch_contenders(program, words_SxBxW)
     with tempfile.TemporaryDirectory() as folder:
         shard = Shard("train-00000.bin", "", len(words_BxW), "", "")
         words_BxW.tofile(Path(folder) / shard.file)
-        rows = SplitRows(Path(folder), (shard,), program.schema)
-        from_store = train_dispatches(rows, train.batch_size, *plan, epochs=1_000_000, seed=0, start=0)
+        rows = SplitRows(Path(folder), (shard,), program.schema.layout)
+        from_store = train_dispatches(rows, plan, num_epochs=1_000_000, seed=0, start=0)
         in_memory = itertools.repeat(jnp.asarray(words_SxBxW))
         contenders |= {
             "train step": _jax_contender(program, _single_state(program), in_memory),

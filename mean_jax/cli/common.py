@@ -1,4 +1,7 @@
-"""What every command shares: flags and --help, one error line and exit code 2 for a user's mistake."""
+"""What every command shares: flags and --help, one error line and exit code 2 for a user's mistake.
+
+In a job of several processes any end but the normal one is told to the others first, see `mean_jax.distributed`.
+"""
 
 from collections.abc import Callable, Sequence
 import errno
@@ -6,20 +9,68 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 from absl import flags, logging
 
-from mean_jax import log
+from mean_jax import distributed, log
+from mean_jax.distributed import EXIT_USER_ERROR
 from mean_jax.errors import UserError
 
-EXIT_USER_ERROR = 2
+flags.disclaim_key_flags()  # what this module defines belongs to the command that asks for it
+_EXIT_FAILED = 1
 
 
 def fail(message: object) -> NoReturn:
-    """Prints one `error:` line and leaves the process with exit code 2."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
+    """Prints one `error:` line for the whole job and leaves the process with exit code 2."""
+    line = " ".join(str(message).split())
+    distributed.end("error", EXIT_USER_ERROR, line)
+    print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(EXIT_USER_ERROR)
+
+
+def define_job_flags(flag_values: flags.FlagValues) -> None:
+    """Gives a command the flags of a job of several processes; `run` then joins it before it calls the command."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT on which process 0 of the job awaits the others; the port must be free on that host. It, "
+        "--num_processes and --process_id are found without flags under SLURM (srun) and Open MPI and on TPU pods, "
+        "or in MEAN_JAX_COORDINATOR_ADDRESS, MEAN_JAX_NUM_PROCESSES and MEAN_JAX_PROCESS_ID.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "Processes of the job; 1 runs this one alone whatever the environment says.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_float(
+        "connect_timeout",
+        distributed.CONNECT_TIMEOUT_S,
+        "Seconds within which all processes must have come.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "peer_timeout",
+        distributed.PEER_TIMEOUT_S,
+        "Seconds without a sign of life after which a process counts as lost, which ends the others (exit code 75).",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+
+
+def _join_job(flag_values: flags.FlagValues) -> None:
+    given = distributed.JobFlags(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
+    timeout = flag_values.connect_timeout
+    settings = distributed.find_settings(given, os.environ)
+    if settings is None and given.num_processes is None:
+        settings = distributed.find_tpu_settings(timeout)
+    distributed.initialize(settings, flag_values.peer_timeout, timeout)
 
 
 def _parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> None:
@@ -38,6 +89,21 @@ def _os_error_line(error: OSError) -> str:
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         return f"no space left on the disk while writing {where}; free some or choose another output folder"
     return f"{where}: {os.strerror(error.errno) if error.errno else error}"
+
+
+def _end_job(stopped: SystemExit) -> None:
+    """Takes the other processes along when a signal ends this one."""
+    if isinstance(stopped.code, int) and stopped.code > 128:
+        distributed.end("stopped", stopped.code, f"stopped by {signal.Signals(stopped.code - 128).name}")
+
+
+def _end_failed_job(error: Exception) -> None:
+    """Takes the other processes along when this one met a defect; if it met the loss of one, that one is named."""
+    if distributed.is_joined():
+        distributed.await_verdict(error)
+        traceback.print_exc()
+        last_line = " ".join(traceback.format_exception_only(error)[-1].split())
+        distributed.end("failed", _EXIT_FAILED, f"failed, its traceback tells more: {last_line}")
 
 
 def run(
@@ -65,14 +131,24 @@ def run(
     try:
         _parse_flags(argv, flag_values)
         log.start()
+        if "num_processes" in flag_values:
+            _join_job(flag_values)
         main()
+        distributed.leave()
     except UserError as error:
         fail(error)
     except OSError as error:
         fail(_os_error_line(error))
+    except SystemExit as stopped:
+        _end_job(stopped)
+        raise
     except KeyboardInterrupt:
+        distributed.end("stopped", 128 + signal.SIGINT, "interrupted")
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        _end_failed_job(error)
+        raise
     sys.exit(0)
 
 

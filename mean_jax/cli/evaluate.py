@@ -39,6 +39,7 @@ _NUM_RESAMPLES = flags.DEFINE_integer(
     lower_bound=2,
     flag_values=_FLAGS,
 )
+common.define_job_flags(_FLAGS)
 
 
 def _main() -> None:

@@ -16,7 +16,8 @@ _FLAGS = flags.FlagValues()  # of this command alone
 _TRANSACTIONS = flags.DEFINE_string(
     "transactions",
     None,
-    "Transaction log, one row per transaction or per line of it: a Parquet or CSV file, a folder of them, or a glob.",
+    "Transaction log, one row per transaction or per line of it: a Parquet or CSV file, a folder of them, or a glob. "
+    "Columns are matched by name across files, integers and floats mix; values in names of folders are not read.",
     required=True,
     flag_values=_FLAGS,
 )
@@ -29,7 +30,20 @@ _OUTPUT = flags.DEFINE_string(
     flag_values=_FLAGS,
 )
 _BACKEND = flags.DEFINE_enum(
-    "backend", "duckdb", ["duckdb", "pyspark"], "Engine; duckdb is embedded, nothing to set up.", flag_values=_FLAGS
+    "backend",
+    "duckdb",
+    ["duckdb", "pyspark"],
+    "Engine; both give the same table. duckdb is embedded, nothing to set up. pyspark needs Java and "
+    "pip install 'mean-jax[spark]'; log and output must lie where all machines of a cluster reach them by one path.",
+    flag_values=_FLAGS,
+)
+_SPARK_MASTER = flags.DEFINE_string(
+    "spark_master",
+    None,
+    "With --backend=pyspark: where Spark runs, such as local[4], yarn or spark://host:7077. Default: what Spark's own "
+    "settings name (spark-submit, conf/spark-defaults.conf, PYSPARK_SUBMIT_ARGS), else local[*], all cores of this "
+    "machine. Any other Spark setting goes the same ways.",
+    flag_values=_FLAGS,
 )
 _ID_COLUMN = flags.DEFINE_string(
     "id_column", "customer_id", "Column of the customer ids: integers or text.", flag_values=_FLAGS
@@ -37,7 +51,8 @@ _ID_COLUMN = flags.DEFINE_string(
 _TIME_COLUMN = flags.DEFINE_string(
     "time_column",
     "timestamp",
-    "Column of the transaction times: timestamps, dates or ISO 8601 text, read as UTC where no offset is given.",
+    "Column of the transaction times: timestamps, dates or ISO 8601 text. Times with an offset or zone are converted "
+    "to UTC, times without one are UTC; both may stand in one column.",
     flag_values=_FLAGS,
 )
 _AMOUNT_COLUMN = flags.DEFINE_string(
@@ -86,7 +101,8 @@ _SUB_WINDOWS = flags.DEFINE_integer(
 _MEMORY_LIMIT = flags.DEFINE_string(
     "memory_limit",
     None,
-    "Memory that DuckDB may use, such as 4GB; more goes to disk beside the output. Default: 80 % of the machine's.",
+    "Memory to use, such as 4GB. DuckDB: in all; more goes to disk beside the output; default 80 % of the machine's. "
+    "pyspark: heap of the driver, in local mode of all; default Spark's spark.driver.memory, 1 GB.",
     flag_values=_FLAGS,
 )
 
@@ -143,8 +159,6 @@ def _report(summary: FeatureSummary) -> None:
 def _main() -> None:
     from mean_jax.features.build import build_customer_table  # imported late so that --help answers at once
 
-    if _BACKEND.value == "pyspark":
-        raise UserError("--backend=pyspark: no Spark session is set up in this version; leave --backend=duckdb")
     spec = FeatureSpec(
         id_column=_ID_COLUMN.value,
         time_column=_TIME_COLUMN.value,
@@ -157,7 +171,9 @@ def _main() -> None:
         sub_windows=_SUB_WINDOWS.value,
     )
     start = time.monotonic()
-    summary = build_customer_table(_TRANSACTIONS.value, Path(_OUTPUT.value), spec, _MEMORY_LIMIT.value)
+    summary = build_customer_table(
+        _TRANSACTIONS.value, Path(_OUTPUT.value), spec, _MEMORY_LIMIT.value, _BACKEND.value, _SPARK_MASTER.value
+    )
     _report(summary)
     LOGGER.info(
         "customer table of %d rows and %d columns in %.1f s: %s",

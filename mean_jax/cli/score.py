@@ -32,6 +32,7 @@ _ROWS_PER_PART = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=_FLAGS,
 )
+common.define_job_flags(_FLAGS)
 
 
 def _main() -> None:

@@ -27,6 +27,16 @@ _WORKDIR = flags.DEFINE_string(
     required=True,
     flag_values=_FLAGS,
 )
+_STRICT_RESTORE = flags.DEFINE_boolean(
+    "strict_restore",
+    False,
+    "Refuse to go on if the newest checkpoint is damaged, rather than using the one before it.",
+    flag_values=_FLAGS,
+)
+_PROFILE = flags.DEFINE_boolean(
+    "profile", False, "Write a JAX trace of a few dispatches to WORKDIR/profile, for TensorBoard.", flag_values=_FLAGS
+)
+common.define_job_flags(_FLAGS)
 
 
 def _main(overrides: list[str]) -> None:
@@ -37,7 +47,13 @@ def _main(overrides: list[str]) -> None:
 
     config = parse_config(load_config(_CONFIG.value, overrides), MODEL_CONFIGS)
     workdir = Path(_WORKDIR.value)
-    finished = train(lambda store: Program(config, store.schema, store.transform), Path(_DATA.value), workdir)
+    finished = train(
+        lambda store: Program(config, store.schema, store.transform),
+        Path(_DATA.value),
+        workdir,
+        strict_restore=_STRICT_RESTORE.value,
+        profile=_PROFILE.value,
+    )
     if finished:
         LOGGER.info("run finished: %s", workdir)
 

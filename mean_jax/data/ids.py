@@ -1,6 +1,7 @@
 """Customer ids: never null, and each in one row only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 import tempfile
 from typing import Any
 
@@ -12,8 +13,8 @@ from mean_jax.data.hashing import hash_ids
 from mean_jax.data.tables import TableSource
 from mean_jax.errors import UserError
 
-# Id hashes looked at together when searching for duplicates: 64 MiB of them.
-_HASHES_PER_PASS = 1 << 23
+# Id hashes looked at together when searching for duplicates: 8 MiB of them, and as many bytes read at a time.
+_HASHES_PER_PASS = 1 << 20
 # Repeated hashes that are looked up in the input: two ids may share one by chance, but not a thousand pairs of them.
 _MAX_SUSPECTS = 1000
 
@@ -38,7 +39,7 @@ def count_unique_ids(source: TableSource, name: str, flag: str) -> int:
     Raises:
       UserError: no rows, a null id, or an id that stands there twice.
     """
-    with tempfile.TemporaryFile() as spill:
+    with tempfile.NamedTemporaryFile() as spill:
         num_rows = 0
         for rows in source.rows([name]):
             ids = rows.batch.column(0)
@@ -48,31 +49,55 @@ def count_unique_ids(source: TableSource, name: str, flag: str) -> int:
         if not num_rows:
             raise UserError(f"{flag}: {source.files[0]} has no rows")
         spill.flush()
-        suspects = _repeated(np.memmap(spill, np.uint64, "r", shape=(num_rows,)))
+        suspects = repeated_hashes([Path(spill.name)])
     if len(suspects):
-        _refuse_repeated(source, name, flag, suspects)
+        refuse_repeated(source, name, flag, suspects)
     return num_rows
 
 
-def _repeated(hashes: np.ndarray) -> np.ndarray:
-    """Returns hashes that stand there more than once, not all of them if there are many."""
-    num_passes = -(-len(hashes) // _HASHES_PER_PASS)
-    found: list[np.ndarray] = []
+def repeated_hashes(files: Sequence[Path]) -> np.ndarray:
+    """Returns uint64 hashes that stand more than once in files of them, not all of them if there are many.
+
+    The files are read once for every million hashes, so that memory holds so many at a time.
+    """
+    num_hashes = sum(file.stat().st_size for file in files) // np.dtype(np.uint64).itemsize
+    num_passes = -(-num_hashes // _HASHES_PER_PASS)
+    found: list[np.ndarray] = [np.zeros(0, np.uint64)]
     for index in range(num_passes):
-        chunks = [hashes[start : start + _HASHES_PER_PASS] for start in range(0, len(hashes), _HASHES_PER_PASS)]
-        kept = np.sort(np.concatenate([chunk[chunk % np.uint64(num_passes) == index] for chunk in chunks]))
-        found.append(np.unique(kept[1:][kept[1:] == kept[:-1]])[:_MAX_SUSPECTS])
+        kept = [chunk[chunk % np.uint64(num_passes) == index] for chunk in _hash_chunks(files)]
+        sorted_hashes = np.sort(np.concatenate(kept))
+        is_repeated = sorted_hashes[1:] == sorted_hashes[:-1]
+        found.append(np.unique(sorted_hashes[1:][is_repeated])[:_MAX_SUSPECTS])
     return np.concatenate(found)[:_MAX_SUSPECTS]
 
 
-def _refuse_repeated(source: TableSource, name: str, flag: str, suspects: np.ndarray) -> None:
-    places: dict[Any, str] = {}
+def _hash_chunks(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    for file in files:
+        with open(file, "rb") as content:  # not mapped: the pages would count as this process's memory
+            while data := content.read(8 * _HASHES_PER_PASS):
+                yield np.frombuffer(data, np.uint64)
+
+
+def refuse_repeated(
+    source: TableSource, name: str, flag: str, suspects: np.ndarray, places: dict[Any, str] | None = None
+) -> None:
+    """Raises UserError if ids, not only their hashes, stand there more than once.
+
+    Args:
+      source: the input.
+      name: the id column.
+      flag: the flag that the input came from.
+      suspects: hashes that do.
+      places: where ids of such hashes stand outside the input, by the id's text.
+    """
+    places = dict(places or {})
     for rows in source.rows([name]):
         ids = rows.batch.column(0)
         for row in np.flatnonzero(np.isin(hash_ids(ids), suspects)):
             value, place = ids[int(row)].as_py(), rows.place(int(row))
-            if value in places:
+            if str(value) in places:
                 raise UserError(
-                    f"{flag}: {name} {value!r} stands in {places[value]} and in {place}; one row per customer is needed"
+                    f"{flag}: {name} {value!r} stands in {places[str(value)]} and in {place}; "
+                    "one row per customer is needed"
                 )
-            places[value] = place
+            places[str(value)] = place

@@ -1,18 +1,33 @@
 """Streaming a labelled customer table: rows with checked labels, id hashes and splits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from mean_jax.data import hashing
 from mean_jax.data.ids import require_ids
+from mean_jax.data.progress import Progress
 from mean_jax.data.schema import Schema
 from mean_jax.data.store import SPLITS
-from mean_jax.data.tables import Rows, TableSource
+from mean_jax.data.tables import Rows
 from mean_jax.data.transform import category_texts, numeric_values
 from mean_jax.errors import UserError
+
+
+class LabelledRows(NamedTuple):
+    """Some rows of the input."""
+
+    rows: Rows
+    hashes: np.ndarray  # [B] uint64, of the ids
+    split: np.ndarray  # [B] index into SPLITS
+    labels: np.ndarray  # [B, T] float64, currency; NaN where unknown
+
+    @property
+    def has_label(self) -> np.ndarray:
+        """[B] bool; a row without any known label is left out of a store."""
+        return ~np.isnan(self.labels).all(axis=1)
 
 
 def known_labels(batch: pa.RecordBatch, names: Sequence[str], rows: Rows) -> np.ndarray:
@@ -37,10 +52,17 @@ def known_labels(batch: pa.RecordBatch, names: Sequence[str], rows: Rows) -> np.
     return labels_BxT
 
 
+class RowSource(Protocol):
+    """What rows can be read from: a `TableSource` or a `Unit` of it."""
+
+    def rows(self, columns: Iterable[str]) -> Iterator[Rows]:
+        """Yields the rows with the named columns."""
+
+
 class LabelledReader:
     """Streams the input with id hashes, split numbers and checked labels."""
 
-    def __init__(self, source: TableSource, schema: Schema) -> None:
+    def __init__(self, source: RowSource, schema: Schema) -> None:
         self._source = source
         self._schema = schema
         self._edges = np.cumsum(schema.split)[:2]
@@ -57,16 +79,25 @@ class LabelledReader:
                 raise UserError(f"{rows.place(row)}: column {name} is {text!r}; expected one of {', '.join(SPLITS)}")
         return np.array([SPLITS.index(text) for text in texts], np.int64)
 
-    def __call__(self, description: str) -> Iterator[tuple[Rows, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields (rows, hashes_B, split_B, labels_BxT); the description is that of the progress bar."""
+    def __call__(self, description: str) -> Iterator[LabelledRows]:
+        """Yields all rows with their features; the description is that of the progress."""
+        with Progress(description) as progress:
+            for found in self.read((*self._schema.numeric, *self._schema.categorical)):
+                progress.update(found.rows.batch.num_rows)
+                yield found
+
+    def read(self, features: Sequence[str]) -> Iterator[LabelledRows]:
+        """Yields all rows with the named features.
+
+        Raises:
+          UserError: a null id, a label that is no amount, or a split column that names no split.
+        """
         schema = self._schema
-        columns = [schema.id_name, *schema.labels, *schema.numeric, *schema.categorical]
-        columns += [self._schema.split_column] if self._schema.split_column else []
-        with tqdm(desc=description, unit=" rows", unit_scale=True, disable=None) as progress:
-            for rows in self._source.rows(columns):
-                ids = rows.batch.column(schema.id_name)
-                require_ids(ids, schema.id_name, rows.place)
-                labels_BxT = known_labels(rows.batch, schema.labels, rows)
-                hashes_B = hashing.hash_ids(ids)
-                progress.update(rows.batch.num_rows)
-                yield rows, hashes_B, self._split_B(rows, hashes_B), labels_BxT
+        columns = [schema.id_name, *schema.labels, *features]
+        columns += [schema.split_column] if schema.split_column else []
+        for rows in self._source.rows(columns):
+            ids = rows.batch.column(schema.id_name)
+            require_ids(ids, schema.id_name, rows.place)
+            labels_BxT = known_labels(rows.batch, schema.labels, rows)
+            hashes_B = hashing.hash_ids(ids)
+            yield LabelledRows(rows, hashes_B, self._split_B(rows, hashes_B), labels_BxT)

@@ -1,80 +1,153 @@
 """The grain pipeline from a store to dispatches of S batches, and the padded batches of a whole split.
 
 The order is a function of (seed, epoch) alone and a position is a step number, so a resumed run continues with the
-very next batch on any number of processes. Row ids are drawn in blocks and gathered at once: no Python per row.
+very next batch on any number of processes. Row ids are drawn in blocks and gathered at once: no Python per row. Every
+process reads its own part of each batch.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from mean_jax.config import DataConfig
 from mean_jax.data.store import SplitRows
+from mean_jax.types import RowLayout
 
 # Dispatches that grain keeps ready: the loader works while the device does.
 _PREFETCH_DISPATCHES = 2
 
 
-def plan_epoch(num_rows: int, batch_size: int, max_steps_per_dispatch: int) -> tuple[int, int]:
-    """Returns (dispatches per epoch, steps per dispatch), all dispatches of an epoch being equally long.
+class EpochPlan(NamedTuple):
+    """How the steps of an epoch divide into dispatches, all equally long.
 
     Rows that do not fill the last dispatch are left out of the epoch; the shuffle makes them others each time.
     """
+
+    batch_size: int  # B
+    num_dispatches: int  # per epoch
+    num_steps: int  # S, per dispatch
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.num_dispatches * self.num_steps
+
+
+def plan_epoch(num_rows: int, batch_size: int, max_steps_per_dispatch: int) -> EpochPlan:
+    """Returns the plan with the fewest dispatches."""
     steps = num_rows // batch_size
     num_dispatches = -(-steps // max_steps_per_dispatch)
-    return num_dispatches, steps // num_dispatches
+    return EpochPlan(batch_size, num_dispatches, steps // num_dispatches)
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int, config: DataConfig) -> np.ndarray:
+    """Returns the order of the rows in an epoch, a permutation of their indices.
+
+    `shuffle=rows` draws it from all permutations. `shuffle=blocks` shuffles blocks of consecutive rows, then the rows
+    within each window of blocks, so that a disk is read in long pieces.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    if config.shuffle == "rows":
+        return generator.permutation(np.arange(num_rows, dtype=np.int64))
+    size = min(config.block_rows, num_rows)
+    starts = size * generator.permutation(-(-num_rows // size))
+    order = (starts[:, None] + np.arange(size)).ravel()
+    order = order[order < num_rows]
+    window = size * config.window_blocks
+    num_whole = len(order) // window * window
+    windows = generator.permuted(order[:num_whole].reshape(-1, window), axis=1)
+    return np.concatenate([windows.ravel(), generator.permutation(order[num_whole:])])
+
+
+def stream_layout(stored: RowLayout, config: DataConfig) -> RowLayout:
+    """Returns the layout of the rows that reach the devices."""
+    return stored if config.numeric_type == "stored" else stored.as_float32._replace(numeric_type=config.numeric_type)
 
 
 class _DispatchSource:
-    """Random access to the words of dispatch i, shaped [S, B, W]."""
+    """Random access to the words of dispatch i, shaped [S, own rows of B, W]."""
 
-    def __init__(self, rows: SplitRows, batch_size: int, dispatches: int, steps: int, epochs: int, seed: int) -> None:
+    def __init__(
+        self, rows: SplitRows, plan: EpochPlan, num_epochs: int, seed: int, config: DataConfig, own: slice
+    ) -> None:
         self._rows = rows
-        self._batch_size = batch_size
-        self._dispatches = dispatches
-        self._steps = steps
-        self._epochs = epochs
+        self._plan = plan
+        self._num_epochs = num_epochs
         self._seed = seed
+        self._config = config
+        self._own = own
+        self._layout = stream_layout(rows.layout, config)
         self._epoch = -1
-        self._order = np.zeros(0, np.int32)
+        self._order = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
-        return self._dispatches * self._epochs
+        return self._plan.num_dispatches * self._num_epochs
 
     def __getitem__(self, index: int) -> np.ndarray:
-        epoch, dispatch = divmod(index, self._dispatches)
+        epoch, dispatch = divmod(index, self._plan.num_dispatches)
         if epoch != self._epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
-            self._order = generator.permutation(np.arange(len(self._rows), dtype=np.int64))
+            self._order = epoch_order(len(self._rows), self._seed, epoch, self._config)
             self._epoch = epoch
-        size = self._steps * self._batch_size
-        words = self._rows.gather(self._order[dispatch * size : (dispatch + 1) * size])
-        return words.reshape(self._steps, self._batch_size, -1)
+        batch_size, _, num_steps = self._plan
+        size = num_steps * batch_size
+        if self._config.shuffle == "blocks":
+            self._read_ahead(dispatch * size, size)
+        index_SxB = self._order[dispatch * size : (dispatch + 1) * size].reshape(num_steps, batch_size)
+        words = self._rows.layout.convert(self._rows.gather(index_SxB[:, self._own].ravel()), self._layout)
+        return words.reshape(num_steps, -1, words.shape[1])
+
+    def _read_ahead(self, position: int, size: int) -> None:
+        """Asks for the blocks of each window that begins within the next window of rows, all of it at once."""
+        window = self._config.block_rows * self._config.window_blocks
+        first = 0 if position == 0 else position + window  # the first window has nothing before it
+        for start in range(-(-first // window) * window, position + window + size, window):
+            blocks = np.unique(self._order[start : start + window] // self._config.block_rows)
+            for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
+                if len(run):
+                    self._rows.will_need(run[0] * self._config.block_rows, (run[-1] + 1) * self._config.block_rows)
 
 
 def train_dispatches(
-    rows: SplitRows, batch_size: int, dispatches: int, steps: int, epochs: int, seed: int, start: int
+    rows: SplitRows,
+    plan: EpochPlan,
+    num_epochs: int,
+    seed: int,
+    start: int,
+    config: DataConfig = DataConfig(),  # noqa: B008  # frozen
+    own: slice = slice(None),  # a slice cannot be changed
 ) -> Iterator[np.ndarray]:
     """Yields words_SxBxW of every dispatch from number `start` on, prefetched by grain.
 
     Args:
       rows: the training split.
-      batch_size: B.
-      dispatches: per epoch, see `plan_epoch`.
-      steps: S, per dispatch.
-      epochs: how many to go through in all.
+      plan: see `plan_epoch`.
+      num_epochs: how many to go through in all.
       seed: of the shuffle.
       start: dispatches that are done already.
+      config: shuffle and numeric type.
+      own: of the B rows of a batch, those that this process needs; B is their number in what is yielded.
     """
-    source = _DispatchSource(rows, batch_size, dispatches, steps, epochs, seed)
+    source = _DispatchSource(rows, plan, num_epochs, seed, config, own)
     dataset = grain.MapDataset.source(source)[start:]
     # One reader thread: the order of an epoch is made once and the gather is bound by memory, not by Python.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH_DISPATCHES)
     return iter(dataset.to_iter_dataset(options))
 
 
-def padded_batches(rows: SplitRows, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (words_BxW, mask_B) over a split in its order; the last batch is padded and the mask says where."""
+def padded_batches(
+    rows: SplitRows,
+    batch_size: int,
+    own: slice = slice(None),  # a slice cannot be changed
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (words_BxW, mask_B) over a split in its order; the last batch is padded and the mask says where.
+
+    Args:
+      rows: the split.
+      batch_size: B.
+      own: of the B rows, those whose words this process needs; the mask is that of all.
+    """
     for start in range(0, len(rows), batch_size):
         index_B = np.arange(start, start + batch_size)
-        yield rows.gather(np.minimum(index_B, len(rows) - 1)), index_B < len(rows)
+        yield rows.gather(np.minimum(index_B[own], len(rows) - 1)), index_B < len(rows)

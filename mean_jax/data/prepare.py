@@ -1,33 +1,27 @@
-"""From a customer table to a training store, in two passes over the input and one over its ids.
-
-The ids are checked first. The next pass checks labels and fits the transform on the training rows. The last encodes
-every row and spills it into its shard; each shard is then sorted by a hash of the ids, which shuffles the rows and
-makes the result independent of the input's order. Memory holds one shard at a time.
-"""
+"""From a customer table to a training store; `passes` says how the rows are read, shuffled and written."""
 
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
+import shutil
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mean_jax.data import hashing
-from mean_jax.data.ids import count_unique_ids
-from mean_jax.data.labelled import LabelledReader
+from mean_jax.data.categories import MAX_CATEGORIES
+from mean_jax.data.ownership import SCRATCH_NAME, lock, remove_abandoned
+from mean_jax.data.passes import Checked, Passes, Plan
 from mean_jax.data.schema import Schema, infer_schema
-from mean_jax.data.statistics import Statistics, useless_label
-from mean_jax.data.store import ID_COLUMN, KIND, MANIFEST_NAME, SPLITS, VERSION, Shard
+from mean_jax.data.statistics import fit_transform, useless_label
+from mean_jax.data.store import KIND, MANIFEST_NAME, SPLITS, VERSION, Shard
 from mean_jax.data.tables import open_tables
-from mean_jax.data.transform import RowEncoder, Transform, category_texts, numeric_block
+from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
-from mean_jax.fileio import atomic_folder, file_sha256, require_new_folder, write_json
+from mean_jax.fileio import atomic_folder, require_new_folder, write_json
 from mean_jax.log import LOGGER
+from mean_jax.types import RowLayout
 
 SHARD_BYTES = 256 << 20
-_ORDER_SALT = 1  # even salts are those of the split seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +35,9 @@ class PrepareOptions:
     split_seed: int = 0
     split_column: str | None = None
     min_category_count: int = 5
+    max_categories: int = MAX_CATEGORIES
+    numeric_type: str = "float32"
+    num_workers: int = 1  # processes; more than one need a program whose main module can be imported
     shard_bytes: int = SHARD_BYTES
 
     def __post_init__(self) -> None:
@@ -51,112 +48,77 @@ class PrepareOptions:
             )
 
 
-@dataclasses.dataclass
-class _Fitted:
-    transform: Transform
-    rows_per_split: np.ndarray
-    num_unlabelled: int
+def manifest_splits(shards: dict[str, list[Shard]]) -> dict[str, Any]:
+    """Returns the manifest's entry of the shards of every split."""
+    return {
+        split: {
+            "rows": sum(shard.rows for shard in shards[split]),
+            "shards": [dataclasses.asdict(shard) for shard in shards[split]],
+        }
+        for split in SPLITS
+    }
 
 
-def _fit(reader: LabelledReader, schema: Schema, options: PrepareOptions, where: str) -> _Fitted:
-    statistics = Statistics(schema)
-    rows_per_split = np.zeros(len(SPLITS), np.int64)
-    num_unlabelled = 0
-    known_in_validation_T, positive_in_validation_T = np.zeros((2, len(schema.labels)), np.int64)
-    for rows, hashes_B, split_B, labels_BxT in reader("fit"):
-        has_label_B = ~np.isnan(labels_BxT).all(axis=1)
-        num_unlabelled += int((~has_label_B).sum())
-        rows_per_split += np.bincount(split_B[has_label_B], minlength=len(SPLITS))
-        is_validation_B = split_B == SPLITS.index("validation")
-        known_in_validation_T += (~np.isnan(labels_BxT[is_validation_B])).sum(axis=0)
-        positive_in_validation_T += (labels_BxT[is_validation_B] > 0).sum(axis=0)
-        is_train_B = has_label_B & (split_B == SPLITS.index("train"))
-        train = rows.batch.filter(pa.array(is_train_B))
-        texts = [category_texts(train.column(name), name) for name in schema.categorical]
-        positions = np.flatnonzero(is_train_B)
-        numeric_BxC = numeric_block(train, schema.numeric, rows.place_of(positions))
-        statistics.update(hashes_B[is_train_B], numeric_BxC, texts, labels_BxT[is_train_B])
-    for split, count in zip(SPLITS, rows_per_split, strict=True):
+def log_rows(rows_per_split: Sequence[int], num_unlabelled: int, seconds: dict[str, float]) -> None:
+    """Writes how many rows a split has, how many were left out, and how long the passes took."""
+    for split, rows in zip(SPLITS, rows_per_split, strict=True):
+        LOGGER.info("%s: %d rows", split, rows)
+    if num_unlabelled:
+        LOGGER.info("%d rows have no known label and were left out", num_unlabelled)
+    LOGGER.info("passes: %s", ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items()))
+
+
+def _check_splits(checked: Checked, schema: Schema, where: str) -> None:
+    """Raises UserError if a split has no row, or a label teaches nothing in training or validation."""
+    for split, count in zip(SPLITS, checked.rows_per_split, strict=True):
         if count == 0:
-            mend = f"column {options.split_column}" if options.split_column else "--split or the number of rows"
+            mend = f"column {schema.split_column}" if schema.split_column else "--split or the number of rows"
             raise UserError(f"{where}: the {split} split has no rows with a known label; change {mend}")
-    transform = statistics.fit(options.min_category_count)
-    counts = zip(schema.labels, known_in_validation_T, positive_in_validation_T, strict=True)
+    checked.labels.check(schema.labels)
+    counts = zip(schema.labels, checked.known_in_validation, checked.positive_in_validation, strict=True)
     for label, num_known, num_positive in counts:
         if num_positive == 0:  # the ranking, and so early stopping, would be blind
             raise useless_label(label, "is never above zero" if num_known else "has no value", "validation")
-    return _Fitted(transform, rows_per_split, num_unlabelled)
 
 
-class _Spill:
-    """Rows of one future shard, appended to an Arrow stream in the order of the input."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path = path
-        self._schema = schema
-        self._writer = pa.ipc.new_stream(str(path), schema)
-
-    def append(self, hashes_B: np.ndarray, ids: pa.Array, words_BxW: np.ndarray) -> None:
-        size = words_BxW.shape[1] * 4
-        packed = pa.Array.from_buffers(pa.binary(size), len(ids), [None, pa.py_buffer(np.ascontiguousarray(words_BxW))])
-        self._writer.write_batch(pa.record_batch([pa.array(hashes_B), ids, packed], schema=self._schema))
-
-    def finish(self, folder: Path, name: str) -> Shard:
-        """Writes the shard in hash order, removes the spill and returns the shard's entry of the manifest."""
-        self._writer.close()
-        with pa.memory_map(str(self._path)) as file:
-            table = pa.ipc.open_stream(file).read_all()
-        hashes = table.column("hash").to_numpy()
-        ids = table.column("id").combine_chunks()
-        order = np.argsort(hashes, kind="stable")
-        width = table.schema.field("row").type.byte_width
-        with open(folder / f"{name}.bin", "wb") as file:
-            rows = np.empty((len(table), width), np.uint8)
-            start = 0
-            for chunk in table.column("row").chunks:
-                data = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
-                rows[start : start + len(chunk)] = data.reshape(-1, width)
-                start += len(chunk)
-            file.write(rows[order].data)  # ndarray.tofile does not say that the disk is full
-        pq.write_table(pa.table({ID_COLUMN: ids.take(pa.array(order))}), folder / f"{name}-ids.parquet")
-        del table
-        self._path.unlink()
-        files = (f"{name}.bin", f"{name}-ids.parquet")
-        return Shard(*files, len(order), *(file_sha256(folder / file) for file in files))
+def _warn_of_dropped(checked: Checked, schema: Schema, options: PrepareOptions) -> None:
+    for name, counts in zip(schema.categorical, checked.categories, strict=True):
+        if counts.is_cut(options.min_category_count):
+            LOGGER.warning(
+                "column %s has more than %d distinct values, the rarest count as unknown (--max_categories)",
+                name,
+                options.max_categories,
+            )
 
 
-def _write_shards(
-    reader: LabelledReader, schema: Schema, fitted: _Fitted, id_type: pa.DataType, folder: Path, shard_bytes: int
-) -> dict[str, Any]:
-    row_bytes = 4 * schema.layout.num_words
-    num_shards = np.maximum(1, -(-fitted.rows_per_split * row_bytes // shard_bytes))
-    spill_schema = pa.schema([("hash", pa.uint64()), ("id", id_type), ("row", pa.binary(row_bytes))])
-    spills: dict[str, _Spill] = {}
-    encoder = RowEncoder(schema, fitted.transform)
-    for rows, hashes_B, split_B, labels_BxT in reader("write"):
-        numeric_BxC, codes_BxD = encoder(rows.batch, rows.place)
-        labels32_BxT = labels_BxT.astype(np.float32)
-        words_BxW = np.concatenate([numeric_BxC, codes_BxD.view(np.float32), labels32_BxT], axis=1)
-        ids = rows.batch.column(schema.id_name).cast(id_type)
-        order_B = hashing.remix(hashes_B, _ORDER_SALT)
-        shard_B = (hashing.to_unit_interval(order_B) * num_shards[split_B]).astype(np.int64)
-        has_label_B = ~np.isnan(labels_BxT).all(axis=1)
-        for split, split_name in enumerate(SPLITS):
-            is_split_B = has_label_B & (split_B == split)
-            for shard in np.unique(shard_B[is_split_B]):
-                name = f"{split_name}-{shard:05d}"
-                if name not in spills:
-                    spills[name] = _Spill(folder / f"{name}.spill", spill_schema)
-                at = np.flatnonzero(is_split_B & (shard_B == shard))
-                spills[name].append(order_B[at], ids.take(pa.array(at)), words_BxW[at])
-    splits: dict[str, Any] = {}
-    for split_name in SPLITS:
-        shards = [spills[name].finish(folder, name) for name in sorted(spills) if name.startswith(f"{split_name}-")]
-        splits[split_name] = {
-            "rows": sum(shard.rows for shard in shards),
-            "shards": [dataclasses.asdict(shard) for shard in shards],
-        }
-    return splits
+def _write(
+    passes: Passes, schema: Schema, options: PrepareOptions, folder: Path, where: str
+) -> tuple[dict[str, Any], Checked]:
+    """Writes the shards and returns the content of the manifest."""
+    checked = passes.check(options.max_categories)
+    passes.check_ids()
+    _check_splits(checked, schema, where)
+    fitted = [counts.vocabulary(options.min_category_count)[0] for counts in checked.categories]
+    layout = RowLayout(*schema.layout[:3], options.numeric_type)
+    plan = Plan.of(checked.rows_per_split, 4 * layout.num_words, options.shard_bytes, [0] * len(SPLITS))
+    numeric, rows_per_shard = passes.spill(tuple(fitted), plan, checked.hash_bound)
+    transform = fit_transform(
+        schema, numeric, checked.categories, checked.labels, options.min_category_count, options.num_workers
+    )
+    _warn_of_dropped(checked, schema, options)
+    if options.numeric_type == "float16":
+        layout = layout._replace(exponents=numeric.exponents())
+    shards, _ = passes.sort(plan, rows_per_shard, layout, folder)
+    content = {
+        "rows": int(checked.rows_per_split.sum()),
+        "rows_without_label": checked.num_unlabelled,
+        "numeric_type": layout.numeric_type,
+        "exponents": layout.exponents,
+        "splits": manifest_splits(shards),
+        "appends": [],
+        "transform": transform.to_dict(),
+    }
+    return content, checked
 
 
 def prepare(input_path: str, output: Path, options: PrepareOptions) -> None:
@@ -165,12 +127,13 @@ def prepare(input_path: str, output: Path, options: PrepareOptions) -> None:
     Args:
       input_path: Parquet or CSV file, folder or glob.
       output: the store's folder; appears only when whole.
-      options: roles of columns and the split.
+      options: roles of columns, the split, how many work.
 
     Raises:
       UserError: the input, a column, a row or an option is not usable; nothing is written then.
     """
     require_new_folder(output)
+    remove_abandoned(output)
     source = open_tables(input_path, "--input", options.id_column, all_types=True)
     schema = infer_schema(
         source.schema,
@@ -182,22 +145,14 @@ def prepare(input_path: str, output: Path, options: PrepareOptions) -> None:
         options.split_seed,
         options.split_column,
     )
-    reader = LabelledReader(source, schema)
     id_type = source.schema.field(schema.id_name).type
     id_type = id_type.value_type if pa.types.is_dictionary(id_type) else id_type
-    with atomic_folder(output) as folder:
-        count_unique_ids(source, schema.id_name, "--input")
-        fitted = _fit(reader, schema, options, input_path)
-        splits = _write_shards(reader, schema, fitted, id_type, folder, options.shard_bytes)
+    with atomic_folder(output) as folder, lock(folder), Workers(options.num_workers) as workers:
+        scratch = folder / SCRATCH_NAME
+        scratch.mkdir()
+        passes = Passes(source, schema, id_type, scratch, workers)
+        content, checked = _write(passes, schema, options, folder, input_path)
         schema.save(folder)
-        content = {
-            "rows": int(fitted.rows_per_split.sum()),
-            "rows_without_label": fitted.num_unlabelled,
-            "splits": splits,
-            "transform": fitted.transform.to_dict(),
-        }
+        shutil.rmtree(scratch)
         write_json(folder / MANIFEST_NAME, KIND, VERSION, content)
-    for split in SPLITS:
-        LOGGER.info("%s: %d rows", split, splits[split]["rows"])
-    if fitted.num_unlabelled:
-        LOGGER.info("%d rows have no known label and were left out", fitted.num_unlabelled)
+    log_rows(checked.rows_per_split.tolist(), checked.num_unlabelled, passes.seconds)

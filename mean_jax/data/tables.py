@@ -1,9 +1,11 @@
 """Reading customer tables: a Parquet or CSV file, a folder or a glob, as a stream of record batches.
 
 The columns of a CSV file are streamed as text, so that no type is guessed from its first rows and an error can name the
-row; only ids become integers, where all of them are written as integers are (007 is not).
+row; only ids become integers, where all of them are written as integers are (007 is not). Parquet files of one input
+may differ in the order of their columns and in types that go together: each batch is cast to the schema of the whole.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import difflib
@@ -15,11 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from mean_jax import csv_faults
+from mean_jax.data.unify import unify_schemas
 from mean_jax.errors import UserError
-from mean_jax.inputs import find_files, is_csv
+from mean_jax.inputs import FileStamp, find_files, is_csv
 from mean_jax.log import LOGGER
 
 ROWS_PER_BATCH = 16384
+# Read ahead of each Parquet column. Not mapped: a file that is cut short while it is mapped kills the process.
+_BUFFER_BYTES = 1 << 16
+_CSV_LAYOUT = pa_csv.ParseOptions(newlines_in_values=True)
 # What the text of a CSV column other than the id may stand for; the first that reads every value is its type.
 _CSV_KINDS = (pa.float64(), pa.bool_(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 
@@ -43,9 +50,10 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class TableSource:
-    """The files of one input, all of the same schema."""
+    """The files of one input, read as one schema."""
 
     files: tuple[Path, ...]
+    stamps: tuple[FileStamp, ...]  # of the files when they were opened
     is_csv: bool
     schema: pa.Schema  # of a CSV file: text where no type was asked for
     column_types: Mapping[str, pa.DataType]  # that the columns of a CSV file are read as: text, or int64 ids
@@ -54,10 +62,11 @@ class TableSource:
         """Yields the rows in file order, with only the named columns if given; no batch is empty.
 
         Raises:
-          UserError: a file is damaged; the line names it.
+          UserError: a file is damaged, gone or not the one that was opened; the line names it.
         """
-        names = None if columns is None else list(columns)
-        for file in self.files:
+        names = self.schema.names if columns is None else list(columns)
+        for file, stamp in zip(self.files, self.stamps, strict=True):
+            stamp.require(file)
             first_row = 0
             try:
                 for batch in self._batches(file, names):
@@ -65,21 +74,32 @@ class TableSource:
                         yield Rows(batch, file, first_row)
                     first_row += batch.num_rows
             except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{file}: cannot be read, mend or replace it: {error}") from error
+                stamp.require(file)  # a file that is being written looks like a damaged one
+                raise _unreadable(file, self.is_csv, error) from error
+            stamp.require(file)
+            if self.is_csv and (fault := csv_faults.unclosed_quote(file, stamp)):
+                raise UserError(f"{file} {fault}")
 
-    def _batches(self, file: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    def _batches(self, file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         if self.is_csv:
             convert = pa_csv.ConvertOptions(
                 include_columns=columns, column_types=self.column_types, strings_can_be_null=True
             )
-            with pa_csv.open_csv(file, convert_options=convert) as reader:
+            with pa_csv.open_csv(file, parse_options=_CSV_LAYOUT, convert_options=convert) as reader:
                 for batch in reader:
                     for start in range(0, batch.num_rows, ROWS_PER_BATCH):
                         yield batch.slice(start, ROWS_PER_BATCH)
         else:
-            with pq.ParquetFile(file, memory_map=True) as parquet:
+            schema = pa.schema([self.schema.field(name) for name in columns])
+            with pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
                 for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
-                    yield batch.cast(without_views(batch.schema))
+                    yield batch.cast(schema, safe=False)  # integers beside floats may be rounded
+
+
+def _unreadable(file: Path, is_text: bool, error: Exception) -> UserError:
+    """Returns the error of a file that Arrow gave up on: for CSV with the line at fault, if one is found."""
+    fault = csv_faults.find_fault(file) if is_text else None
+    return UserError(f"{file} {fault}" if fault else f"{file}: cannot be read, mend or replace it: {error}")
 
 
 def without_views(table: pa.Schema) -> pa.Schema:
@@ -94,13 +114,20 @@ def without_views(table: pa.Schema) -> pa.Schema:
 
 
 def _file_schema(file: Path, is_text: bool) -> pa.Schema:
+    if is_text and (mark := csv_faults.other_separator(file)):
+        raise UserError(f"{file}: seems to be separated by {mark!r}; write it with commas between the columns")
     try:
-        if not is_text:
-            return without_views(pq.read_schema(file))
-        with pa_csv.open_csv(file) as reader:
-            return pa.schema([(name, pa.string()) for name in reader.schema.names])
+        if is_text:
+            with pa_csv.open_csv(file, parse_options=_CSV_LAYOUT) as reader:
+                schema = pa.schema([(name, pa.string()) for name in reader.schema.names])
+        else:
+            schema = without_views(pq.read_schema(file))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a readable {'CSV' if is_text else 'Parquet'} file: {error}") from error
+        raise _unreadable(file, is_text, error) from error
+    for name, count in Counter(schema.names).items():
+        if count > 1:
+            raise UserError(f"{file}: column {name} stands there {count} times; rename one")
+    return schema
 
 
 def _reads_as(texts: pa.Array, kind: pa.DataType) -> bool:
@@ -152,25 +179,17 @@ def open_tables(path: str, flag: str, id_column: str | None = None, all_types: b
       all_types: find the types of the other CSV columns in the same pass too.
 
     Raises:
-      UserError: nothing there, an empty or unreadable file, a column name twice, or files of different schemas.
+      UserError: nothing there, an empty or unreadable file, a column name twice, a CSV file that is not separated by
+        commas, or files whose columns do not go together.
     """
     files = find_files(path, flag)
+    stamps = tuple(FileStamp.of(file) for file in files)
     is_text = is_csv(files[0], flag)
-    schema = _file_schema(files[0], is_text)
-    for name in schema.names:
-        if schema.names.count(name) > 1:
-            raise UserError(f"{files[0]}: column {name} stands there {schema.names.count(name)} times; rename one")
     for file in files[1:]:
         if is_csv(file, flag) != is_text:
             raise UserError(f"{flag}: {files[0]} and {file} are of two formats; give Parquet or CSV files, not both")
-        other = _file_schema(file, is_text)
-        differing = set(other.names) ^ set(schema.names)
-        if not differing:
-            differing = {name for name in schema.names if other.field(name).type != schema.field(name).type}
-        if differing:
-            column = min(differing)
-            raise UserError(f"{file} and {files[0]} differ in column {column}; all files of {flag} need one schema")
-    source = TableSource(tuple(files), is_text, schema, {name: pa.string() for name in schema.names if is_text})
+    schema = unify_schemas(files, lambda file: _file_schema(file, is_text), flag, id_column)
+    source = TableSource(tuple(files), stamps, is_text, schema, {name: pa.string() for name in schema.names if is_text})
     if not is_text or id_column is None or id_column not in schema.names:
         return source
     return _typed(source, id_column, all_types)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mean_jax import distributed
 from mean_jax.data.ids import count_unique_ids
 from mean_jax.data.labelled import LabelledReader
 from mean_jax.data.store import SPLITS, Store, is_store
@@ -20,7 +21,7 @@ from mean_jax.evaluation.metrics import point_metrics, summarise
 from mean_jax.evaluation.outcomes import BucketMeans, Outcome, collect_outcomes, metric_spaces
 from mean_jax.evaluation.plots import Curve
 from mean_jax.evaluation.report import HorizonReport, Report, bins_table, render_report
-from mean_jax.fileio import atomic_folder, file_sha256, write_json
+from mean_jax.fileio import atomic_folder, file_sha256, require_new_folder, write_json
 from mean_jax.run import Program, Run, load_run
 from mean_jax.training.predictions import split_words
 from mean_jax.training.writers import read_metrics
@@ -127,31 +128,39 @@ def evaluate(workdir: str, data: str, split: str, output: Path, num_resamples: i
     Raises:
       UserError: the input, a column, a row or an option is not usable; nothing is written then.
     """
+    if distributed.is_lead():
+        require_new_folder(output)  # before any work
     run = load_run(workdir)
     program = run.program
     words = _store_words(Path(data), split, program) if is_store(Path(data)) else _table_words(data, split, program)
-    with atomic_folder(output) as folder:
-        outcomes, means = collect_outcomes(run, words, data)
-        num_rows = max(len(outcome.label_V) for outcome in outcomes)
-        reports = [
-            _horizon_report(run, horizon, outcome, means, num_resamples) for horizon, outcome in enumerate(outcomes)
-        ]
-        horizons = {name: dict(report.metrics) for name, report in zip(program.schema.horizons, reports, strict=True)}
-        metrics = {"model": program.config.model.name, "rows": num_rows, "split": split, "horizons": horizons}
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-        pq.write_table(bins_table(reports), folder / "bins.parquet", write_page_checksum=True)
-        pq.write_table(_seeds_table(program, outcomes), folder / "seeds.parquet", write_page_checksum=True)
-        report = Report(
-            title="Customer lifetime value: evaluation",
-            model=program.config.model.name,
-            run=f"{run.folder.name} ({run.identity})",
-            split=split,
-            rows=num_rows,
-            horizons=reports,
-            curves=_curves(run),
-        )
-        (folder / "report.html").write_text(render_report(report))
-        # metrics.json is read by other programs as it stands, so its version and checksum are kept beside it.
-        files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-        write_json(folder / "manifest.json", KIND, VERSION, {"run": run.identity, "files": files})
+    outcomes, means = collect_outcomes(run, words, data)
+    reports = [_horizon_report(run, horizon, outcome, means, num_resamples) for horizon, outcome in enumerate(outcomes)]
+    horizons = {name: dict(report.metrics) for name, report in zip(program.schema.horizons, reports, strict=True)}
+    num_rows = max(len(outcome.label_V) for outcome in outcomes)
+    metrics = {"model": program.config.model.name, "rows": num_rows, "split": split, "horizons": horizons}
+    if distributed.is_lead():
+        with atomic_folder(output) as folder:
+            _write_files(folder, run, metrics, reports, outcomes)
+    distributed.barrier("the evaluation is written")
     return metrics
+
+
+def _write_files(
+    folder: Path, run: Run, metrics: dict[str, Any], reports: list[HorizonReport], outcomes: list[Outcome]
+) -> None:
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    pq.write_table(bins_table(reports), folder / "bins.parquet", write_page_checksum=True)
+    pq.write_table(_seeds_table(run.program, outcomes), folder / "seeds.parquet", write_page_checksum=True)
+    report = Report(
+        title="Customer lifetime value: evaluation",
+        model=metrics["model"],
+        run=f"{run.folder.name} ({run.identity})",
+        split=metrics["split"],
+        rows=metrics["rows"],
+        horizons=reports,
+        curves=_curves(run),
+    )
+    (folder / "report.html").write_text(render_report(report))
+    # metrics.json is read by other programs as it stands, so its version and checksum are kept beside it.
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    write_json(folder / "manifest.json", KIND, VERSION, {"run": run.identity, "files": files})

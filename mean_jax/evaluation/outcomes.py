@@ -9,8 +9,8 @@ import numpy as np
 from mean_jax.errors import UserError
 from mean_jax.labels import make_targets, to_scaled
 from mean_jax.run import Program, Run
-from mean_jax.training.predictions import padded_outputs, seed_predictions
-from mean_jax.training.step import make_predict
+from mean_jax.sharding import sum_over_processes
+from mean_jax.training.predictions import RowPredictor, is_own, seed_predictions
 
 
 class BucketMeans:
@@ -33,6 +33,12 @@ class BucketMeans:
         for horizon in range(bucket_BxT.shape[1]):
             known = bucket_BxT[mask_BxT[:, horizon], horizon]
             counts[horizon] = counts[horizon] + np.bincount(known, minlength=num_buckets)
+
+    def add_up_processes(self) -> None:
+        """Adds what the other processes of the job have seen."""
+        self._sums = {
+            name: list(sum_over_processes(np.stack(sums).astype(np.float32))) for name, sums in self._sums.items()
+        }
 
     def attention(self, horizon: int) -> np.ndarray | None:
         """Returns the mean theta [N true buckets, N] of a horizon; NaN rows where a bucket is empty."""
@@ -66,19 +72,24 @@ def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple
     """Predicts all rows once and returns the outcome per horizon with the bucket diagnostics."""
     program = run.program
     layout, constants = program.schema.layout, program.label_constants
-    predict_fn = make_predict(program.model, layout, with_diagnostics=True)
+    predictor = RowPredictor(program.model, layout, run.variables, with_diagnostics=True)
     means = BucketMeans(program)
     labels, scaled = [], []
-    for outputs, words_BxW in padded_outputs(predict_fn, run.variables, words):
+    for block, words_BxW in enumerate(words):
         labels_BxT = layout.labels_of(words_BxW)
+        labels.append(labels_BxT.astype(np.float64))
+        if not is_own(block):
+            scaled.append(program.no_predictions(len(words_BxW)))
+            continue
+        outputs = predictor(words_BxW)
         targets = make_targets(labels_BxT, constants, np.ones(len(labels_BxT), bool), program.config.labels)
         scaled.append(outputs.pop("scaled"))
         outputs.pop("buckets", None)
         means.add(outputs, np.asarray(targets.bucket), np.asarray(targets.mask))
-        labels.append(labels_BxT.astype(np.float64))
     if not labels:
         raise UserError(f"--data: {where} has no rows in this split")
-    labels_VxT, scaled_RxVxK = np.concatenate(labels), np.concatenate(scaled, axis=1)
+    means.add_up_processes()
+    labels_VxT, scaled_RxVxK = np.concatenate(labels), sum_over_processes(np.concatenate(scaled, axis=1))
     outcomes = []
     for horizon, calibration in enumerate(run.calibrations):
         is_known_V = ~np.isnan(labels_VxT[:, horizon])

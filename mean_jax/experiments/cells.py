@@ -113,7 +113,7 @@ def _peer_calibration(predict: Predict, task: PeerTask) -> Callable[[np.ndarray]
 def read_table(rows: SplitRows, data: ExperimentData) -> tuple[Table, np.ndarray]:
     """Returns the raw values of a split as a peer reads them (labels all NaN), and labels_VxT in currency."""
     layout = data.store.schema.layout
-    words_VxW = rows.gather(np.arange(len(rows)))
+    words_VxW = rows.layout.widen(rows.gather(np.arange(len(rows))))
     codes_VxD = words_VxW[:, layout.num_numeric : layout.num_numeric + layout.num_categorical].view(np.int32)
     table = Table(words_VxW[:, : layout.num_numeric], codes_VxD, np.full(len(words_VxW), np.nan))
     return table, layout.labels_of(words_VxW).astype(np.float64)

@@ -43,7 +43,7 @@ class ExperimentData:
         """Returns labels_VxT of a split in currency, float64, NaN where unknown."""
         rows = self.store.split(split)
         words = (rows.gather(index_B) for index_B in np.array_split(np.arange(len(rows)), 1 + len(rows) // _BLOCK_ROWS))
-        blocks = [self.store.schema.layout.labels_of(words_BxW).astype(np.float64) for words_BxW in words]
+        blocks = [rows.layout.labels_of(words_BxW).astype(np.float64) for words_BxW in words]
         return np.concatenate(blocks)
 
     def fingerprint(self) -> str:

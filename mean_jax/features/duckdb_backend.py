@@ -1,8 +1,9 @@
-"""DuckDB, embedded: opens a log as an Ibis table in a session of its own and words DuckDB's errors for users."""
+"""DuckDB, embedded: runs the feature stage's expressions in a session of its own and words its errors for users."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import ibis
@@ -11,32 +12,72 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from mean_jax.errors import UserError
-from mean_jax.features.files import LogFiles, csv_to_parquet
+from mean_jax.features.files import LogFiles, parquet_parts
+from mean_jax.features.union import union_by_name
 
 # Types of DuckDB 2 that Ibis 12 does not know: zoned times in nanoseconds, and columns without any value.
 _KNOWN_TYPES = {"TIMESTAMPTZ_NS": "TIMESTAMPTZ", '"NULL"': "VARCHAR"}
 
 
 @ibis.udf.scalar.builtin(name="epoch_us")
-def epoch_micros(time: dt.timestamp) -> dt.int64:
-    """Microseconds since 1970 of a timestamp: DuckDB's own function under its own name."""
+def _epoch_us(time: dt.timestamp) -> dt.int64:
+    """DuckDB's own function under its own name."""
+
+
+class DuckDB:
+    """The engine on an open connection."""
+
+    def __init__(self, connection: ibis.BaseBackend, scratch: Path) -> None:
+        self._connection = connection
+        self._scratch = scratch
+
+    def read_log(self, log: LogFiles) -> ir.Table:
+        tables = []
+        for number, part in enumerate(parquet_parts(log, self._scratch)):
+            files = [_escape_glob(file) for file in part.files]
+            # Parquet's minimum and maximum leave NaN out; by default DuckDB 2 takes them for proof that there is none.
+            options = {"union_by_name": True, "hive_partitioning": False, "can_have_nan": True}
+            rows = self._connection.con.table(self._connection.read_parquet(files, **options).get_name())
+            columns = [
+                f"{_quote(name)}::{_KNOWN_TYPES.get(str(kind), kind)} AS {_quote(name)}"
+                for name, kind in zip(rows.columns, rows.types, strict=True)
+            ]
+            rows.project(", ".join(columns)).create_view(f"log_{number}")
+            tables.append(self._connection.table(f"log_{number}"))
+        return union_by_name(log, tables)
+
+    def epoch_micros(self, time: ir.Value) -> ir.Value:
+        return _epoch_us(time)
+
+    def first_row(self, table: ir.Table) -> Sequence[Any]:
+        return self._connection.con.execute(self._connection.compile(table)).fetchall()[0]
+
+    def materialise(self, table: ir.Table) -> ir.Table:
+        return self._connection.create_table("customers", table, temp=True)
+
+    def stream(self, table: ir.Table) -> pa.RecordBatchReader:
+        # Ibis's own to_pyarrow_batches calls a method that DuckDB 2 no longer has; the Arrow stream protocol stays.
+        return pa.RecordBatchReader.from_stream(self._connection.con.sql(self._connection.compile(table)))
 
 
 @contextlib.contextmanager
-def session(scratch: Path, memory_limit: str | None) -> Iterator[ibis.BaseBackend]:
-    """Yields a connection whose intermediate results spill into `scratch` beyond the memory limit.
+def session(scratch: Path, memory_limit: str | None) -> Iterator[DuckDB]:
+    """Yields an engine whose intermediate results spill into `scratch` beyond the memory limit.
 
     Raises:
       UserError: a memory limit that DuckDB does not understand, or any of DuckDB's errors that a user can mend.
     """
-    # Extensions would come from the network; nothing here needs one.
-    config = {"temp_directory": str(scratch / "spill"), "autoinstall_known_extensions": False}
+    config = {
+        "temp_directory": str(scratch / "spill"),
+        "autoinstall_known_extensions": False,  # they would come from the network; nothing here needs one
+        "preserve_insertion_order": False,  # the one order that matters is asked for, and keeping others costs memory
+    }
     try:
         connection = ibis.duckdb.connect(**config, **({} if memory_limit is None else {"memory_limit": memory_limit}))
     except duckdb.Error as error:
         raise UserError(f"--memory_limit={memory_limit}: {error}; give a size such as 4GB") from error
     try:
-        yield connection
+        yield DuckDB(connection, scratch)
     except duckdb.OutOfMemoryException as error:
         raise UserError(f"--memory_limit: DuckDB needs more memory or more disk to spill to: {_line(error)}") from error
     except duckdb.IOException as error:
@@ -49,34 +90,6 @@ def session(scratch: Path, memory_limit: str | None) -> Iterator[ibis.BaseBacken
         raise  # a defect in an expression
     finally:
         connection.disconnect()
-
-
-def read_log(connection: ibis.BaseBackend, log: LogFiles, scratch: Path) -> ir.Table:
-    """Returns the log's rows; a CSV log, all its columns text, goes through a Parquet file in `scratch`.
-
-    Columns are matched by name; one that a file lacks is null in its rows.
-    """
-    files = log.files
-    if log.is_csv:
-        files = tuple(scratch / f"log-{i:05d}.parquet" for i in range(len(log.files)))
-        for file, target in zip(log.files, files, strict=True):
-            csv_to_parquet(file, target)
-    # Parquet's minimum and maximum leave NaN out; by default DuckDB 2 takes them for proof that there is none.
-    options = {"union_by_name": True, "can_have_nan": True}
-    read = connection.read_parquet([_escape_glob(file) for file in files], **options)
-    rows = connection.con.table(read.get_name())
-    columns = [
-        f"{_quote(name)}::{_KNOWN_TYPES.get(str(kind), kind)} AS {_quote(name)}"
-        for name, kind in zip(rows.columns, rows.types, strict=True)
-    ]
-    rows.project(", ".join(columns)).create_view("log")
-    return connection.table("log")
-
-
-def stream(connection: ibis.BaseBackend, table: ir.Table) -> pa.RecordBatchReader:
-    """Returns the rows of a table expression as a stream of record batches, in the table's order."""
-    # Ibis's own to_pyarrow_batches calls a method that DuckDB 2 no longer has; the Arrow stream protocol stays.
-    return pa.RecordBatchReader.from_stream(connection.con.sql(connection.compile(table)))
 
 
 def _quote(name: str) -> str:

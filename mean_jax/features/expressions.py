@@ -94,7 +94,7 @@ def _order_features(orders: ir.Table, in_window: ir.BooleanValue, spec: FeatureS
         "order_count": order_count,
         "active_days": orders.time.date().nunique(where=in_window),
         "amount_sum": amount_sum,
-        "amount_mean": amount_sum / order_count,
+        "amount_mean": amount_sum / order_count.nullif(0),  # customers without orders are dropped only afterwards
         "amount_max": orders.amount.max(where=in_window),
         "amount_min": orders.amount.min(where=in_window),
         "amount_std": orders.amount.std(how="pop", where=in_window),

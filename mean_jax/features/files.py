@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 import contextlib
+import csv
 import dataclasses
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,12 +18,41 @@ FLAG = "--transactions"
 
 
 @dataclasses.dataclass(frozen=True)
+class LogPart:
+    """Files of a log with the same columns of the same types.
+
+    Attributes:
+      files: at least one.
+      empty: the columns that are of Arrow's null type: without any value, hence without a type.
+    """
+
+    files: tuple[Path, ...]
+    empty: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class LogFiles:
-    """The files of one log, all Parquet or all CSV, and the path that the user gave."""
+    """The files of one log, all Parquet or all CSV.
+
+    Attributes:
+      path: what the user gave.
+      parts: the files by schema.
+      columns: names of all columns in order of appearance; names that differ by case only are one.
+      is_csv: of which kind the files are.
+      stamps: size and time of change of each file before anything was read.
+    """
 
     path: str
-    files: tuple[Path, ...]
+    parts: tuple[LogPart, ...]
+    columns: tuple[str, ...]
     is_csv: bool
+    stamps: dict[Path, tuple[int, int]]
+
+    def require_unchanged(self) -> None:
+        """Raises UserError if a file is gone or was written since `open_log`: half of it may have been read."""
+        for file, stamp in self.stamps.items():
+            if not file.is_file() or _stamp(file) != stamp:
+                raise UserError(f"{FLAG}: {file} changed while it was read; run again once nothing writes to it")
 
 
 def open_log(path: str) -> LogFiles:
@@ -32,44 +63,107 @@ def open_log(path: str) -> LogFiles:
         that stands twice in a file (names that differ by case only count as the same, as in SQL).
     """
     files = find_files(path, FLAG)
+    stamps = {file: _stamp(file) for file in files}
     kinds = {file: is_csv(file, FLAG) for file in files}
     if len(set(kinds.values())) > 1:
         raise UserError(f"{FLAG}: {path} holds both Parquet and CSV files; give one kind")
+    columns: dict[str, str] = {}
+    parts: dict[str, LogPart] = {}
     for file in files:
-        with _reading(file):
-            names = pa_csv.open_csv(file).schema.names if kinds[file] else pq.read_schema(file).names
-        _check_names(file, names)
-    return LogFiles(path, tuple(files), kinds[files[0]])
+        with _reading(file, kinds[file]):
+            # The text of a Parquet schema tells apart what is one type in Arrow, such as the two forms of nanoseconds.
+            metadata = None if kinds[file] else pq.read_metadata(file)
+            schema = _csv_schema(file) if metadata is None else metadata.schema.to_arrow_schema()
+            key = f"{schema}{metadata and metadata.schema}"
+        _check_names(file, schema.names)
+        for name in schema.names:
+            columns.setdefault(name.lower(), name)
+        empty = frozenset(field.name for field in schema if pa.types.is_null(field.type))
+        parts[key] = LogPart((*(parts[key].files if key in parts else ()), file), empty)
+    return LogFiles(path, tuple(parts.values()), tuple(columns.values()), kinds[files[0]], stamps)
 
 
-def csv_to_parquet(file: Path, target: Path) -> None:
-    """Copies a CSV file into a Parquet file, every column as text; an empty field is null.
+def parquet_parts(log: LogFiles, scratch: Path) -> Iterator[LogPart]:
+    """Yields the log's parts as Parquet; CSV files are copied into `scratch`, every column as text, empty ones null.
+
+    So there is one reader of CSV for every database, and no guess of a type from the first rows of a file.
 
     Raises:
-      UserError: a row with too few or too many fields, or text that is not UTF-8.
+      UserError: a line of a CSV file that is no row.
     """
-    with _reading(file):
-        names = pa_csv.open_csv(file).schema.names
-        as_text = pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-        )
-        with (
-            pa_csv.open_csv(file, convert_options=as_text) as reader,
-            pq.ParquetWriter(target, reader.schema) as writer,
-        ):
-            for batch in reader:
-                writer.write_batch(batch)
+    for number, part in enumerate(log.parts):
+        if not log.is_csv:
+            yield part
+            continue
+        targets = tuple(scratch / f"log-{number:05d}-{i:05d}.parquet" for i in range(len(part.files)))
+        for file, target in zip(part.files, targets, strict=True):
+            _csv_to_parquet(file, target)
+        yield LogPart(targets, part.empty)
+
+
+def _csv_to_parquet(file: Path, target: Path) -> None:
+    as_text = pa_csv.ConvertOptions(
+        column_types={name: pa.string() for name in _csv_schema(file).names},
+        strings_can_be_null=True,
+        null_values=[""],
+    )
+    with (
+        _reading(file, is_text=True),
+        pa_csv.open_csv(file, convert_options=as_text) as reader,
+        pq.ParquetWriter(target, reader.schema) as writer,
+    ):
+        for batch in reader:
+            writer.write_batch(batch)
+
+
+def _csv_schema(file: Path) -> pa.Schema:
+    with pa_csv.open_csv(file) as reader:
+        return pa.schema([(name, pa.string()) for name in reader.schema.names])
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def _reading(file: Path, is_text: bool) -> Iterator[None]:
     """Turns Arrow's errors while reading `file` into a UserError."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's or the permissions' fault, not the content's
+        fault = _faulty_line(file) if is_text else None
+        if fault:
+            raise UserError(f"{FLAG}: {file} {fault}; mend or remove the line") from error
         raise UserError(f"{FLAG}: {file} cannot be read as Parquet or CSV: {error}; mend or remove it") from error
+
+
+def _faulty_line(file: Path) -> str | None:
+    """Returns number and fault of the first line of a CSV file that is no row, None if there is none.
+
+    Arrow, which reads in blocks, names the fault but not its place.
+    """
+    opener = gzip.open if file.name.endswith(".gz") else open
+    line, width = 1, 0
+    try:
+        with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            rows = csv.reader(text)
+            for row in rows:
+                width = width or len(row)
+                try:
+                    "".join(row).encode()
+                except UnicodeEncodeError:
+                    return f"line {line}: is not UTF-8 text"
+                if row and len(row) != width:
+                    return f"line {line}: has {len(row)} fields where the header has {width}"
+                line = rows.line_num + 1
+    except csv.Error as error:
+        return f"line {line}: {error}"
+    except (OSError, EOFError):  # not the zipped file that its name promises
+        pass
+    return None
 
 
 def _check_names(file: Path, names: list[str]) -> None:

@@ -8,6 +8,8 @@ from mean_jax.errors import UserError
 
 MICROS_PER_SECOND = 1_000_000
 MICROS_PER_DAY = 86_400 * MICROS_PER_SECOND
+# Largest 32-bit float, in which training and scoring hold every number; numpy.finfo(numpy.float32).max.
+FLOAT32_MAX = 3.4028234663852886e38
 # A century: far beyond any use, and products of window lengths in microseconds stay inside 64-bit integers.
 _MAX_DAYS = 36_500
 _MAX_SUB_WINDOWS = 366

@@ -1,12 +1,11 @@
 """A transaction log as an Ibis table: roles of its columns, checks of its rows, one canonical form.
 
-Everything here and in `expressions` is built from Ibis expressions that DuckDB and Spark both run; only `epoch_micros`,
-the backend's own function from a timestamp to microseconds since 1970, is handed in.
+Everything here and in `expressions` is built from Ibis expressions that DuckDB and Spark both run, and that mean the
+same in both: where their casts of text differ, a pattern says first what counts as a number or a time; NaN, which Ibis
+takes for null on Spark alone, is asked for by name.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
 
 import ibis
 import ibis.expr.datatypes as dt
@@ -14,12 +13,17 @@ import ibis.expr.types as ir
 
 from mean_jax.data.tables import missing_column
 from mean_jax.errors import UserError
-from mean_jax.features.spec import MICROS_PER_DAY, FeatureSpec, to_datetime
+from mean_jax.features.engine import Engine, one_row
+from mean_jax.features.spec import FLOAT32_MAX, MICROS_PER_DAY, FeatureSpec, to_datetime
 
-# Year first: 01/02/2020 means two dates, and backends differ in what else they accept.
-_ISO_TIME = r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?)?$"
+# Year first: 01/02/2020 means two dates, and databases differ in what else they accept.
+_TIME_OF_DAY = r"([01]\d|2[0-3]):[0-5]\d"
+_ZONE = r"(Z|[+-](0\d|1[0-7])(:?[0-5]\d)?)?"
+_ISO_TIME = rf"^\d{{4}}-\d{{2}}-\d{{2}}([ T]{_TIME_OF_DAY}(:[0-5]\d(\.\d{{1,9}})?)?{_ZONE})?$"
+_WITHOUT_SECONDS = rf"^.{{10}}[ T]{_TIME_OF_DAY}{_ZONE}$"
+_MINUTES_END = 16  # letters of 2020-12-31 23:59
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$|^(?i:nan|[+-]?inf(inity)?)$"
 _BOOLEAN_WORDS = ("true", "false")
-EpochMicros = Callable[[ir.Value], ir.Value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ class LogSpan:
         return str(to_datetime(self.last_micros))
 
 
-def type_text_columns(raw: ir.Table, spec: FeatureSpec) -> ir.Table:
+def type_text_columns(engine: Engine, raw: ir.Table, spec: FeatureSpec) -> ir.Table:
     """Returns a CSV log, read as text, with typed columns; a type depends on all values, never on a sample.
 
     Ids are int64 if every one is written as an integer is (so 007 stays text). Any other column is boolean if every
@@ -77,13 +81,13 @@ def type_text_columns(raw: ir.Table, spec: FeatureSpec) -> ir.Table:
     tests: dict[str, ir.Value] = {}
     for name in raw.columns:
         column = raw[name]
-        is_number = column.try_cast("float64").notnull()
+        is_number = column.re_search(_NUMBER)
         if name == spec.id_column:
             is_number = column.try_cast("int64").cast("string") == column
         tests[f"number {name}"] = (column.notnull() & ~is_number.fill_null(False)).sum()
         tests[f"boolean {name}"] = (column.notnull() & ~column.lower().isin(_BOOLEAN_WORDS)).sum()
         tests[f"filled {name}"] = column.count()
-    failures = one_row(raw, tests)
+    failures = one_row(engine, raw, tests)
 
     typed: dict[str, ir.Value] = {}
     for name in raw.columns:
@@ -140,7 +144,7 @@ def assign_roles(schema: ibis.Schema, spec: FeatureSpec, where: str) -> LogColum
     return LogColumns(tuple(numeric), tuple(categorical), tuple(ignored))
 
 
-def check_rows(raw: ir.Table, spec: FeatureSpec, columns: LogColumns, where: str) -> None:
+def check_rows(engine: Engine, raw: ir.Table, spec: FeatureSpec, columns: LogColumns, where: str) -> None:
     """Raises UserError for a log without rows, or if an id, a time, an amount or a number in a row cannot be used."""
     problems = _row_problems(raw, spec, columns)
     tests = {"rows": raw.count()}
@@ -148,7 +152,7 @@ def check_rows(raw: ir.Table, spec: FeatureSpec, columns: LogColumns, where: str
         tests[f"wrong {i}"] = problem.is_wrong.sum()
         if raw[problem.column].type().is_string():
             tests[f"example {i}"] = raw[problem.column].min(where=problem.is_wrong)
-    found = one_row(raw, tests)
+    found = one_row(engine, raw, tests)
     if not found["rows"]:
         raise UserError(f"--transactions: {where} holds no rows; give a log with transactions")
     for i, problem in enumerate(problems):
@@ -176,15 +180,19 @@ class _RowProblem:
 def _row_problems(raw: ir.Table, spec: FeatureSpec, columns: LogColumns) -> list[_RowProblem]:
     problems = []
     for flag, name in spec.roles():
-        problems.append(_RowProblem(f"{flag}={name}", name, "is null", raw[name].isnull()))
+        is_null = raw[name].isnull()
+        if raw[name].type().is_floating():
+            is_null &= ~raw[name].isnan().fill_null(False)
+        problems.append(_RowProblem(f"{flag}={name}", name, "is null", is_null))
     for flag, name in [("--amount_column", spec.amount_column), *(("column", name) for name in columns.numeric)]:
         if raw[name].type().is_floating():
-            problems.append(_RowProblem(f"{flag}={name}", name, "is infinite", raw[name].isinf()))
+            is_wrong = ~raw[name].isnan() & (raw[name].abs() > FLOAT32_MAX)
+            problems.append(_RowProblem(f"{flag}={name}", name, "is infinite or beyond 3.4e38", is_wrong))
     name = spec.amount_column
     if raw[name].type().is_floating():
         problems.append(_RowProblem(f"--amount_column={name}", name, "is NaN", raw[name].isnan()))
     if raw[name].type().is_string():
-        is_wrong = raw[name].notnull() & raw[name].try_cast("float64").isnull()
+        is_wrong = ~raw[name].re_search(_NUMBER)
         problems.append(_RowProblem(f"--amount_column={name}", name, "is no number", is_wrong))
     name = spec.time_column
     if raw[name].type().is_string():
@@ -193,7 +201,7 @@ def _row_problems(raw: ir.Table, spec: FeatureSpec, columns: LogColumns) -> list
     return problems
 
 
-def canonical_log(raw: ir.Table, spec: FeatureSpec, columns: LogColumns, epoch_micros: EpochMicros) -> ir.Table:
+def canonical_log(engine: Engine, raw: ir.Table, spec: FeatureSpec, columns: LogColumns) -> ir.Table:
     """Returns the log with the columns id, time (UTC), micros, amount, n0.. (numeric) and c0.. (categorical).
 
     Short names of its own keep a user's column names out of the expressions. Amounts and numeric columns are float64,
@@ -206,17 +214,18 @@ def canonical_log(raw: ir.Table, spec: FeatureSpec, columns: LogColumns, epoch_m
     numeric = {f"n{i}": _number_or_null(raw[name]) for i, name in enumerate(columns.numeric)}
     categorical = {f"c{i}": raw[name] for i, name in enumerate(columns.categorical)}
     return raw.select(
-        id=raw[spec.id_column], time=time, micros=epoch_micros(time), amount=amount, **numeric, **categorical
+        id=raw[spec.id_column], time=time, micros=engine.epoch_micros(time), amount=amount, **numeric, **categorical
     )
 
 
-def measure_span(log: ir.Table, spec: FeatureSpec, where: str) -> LogSpan:
+def measure_span(engine: Engine, log: ir.Table, spec: FeatureSpec, where: str) -> LogSpan:
     """Returns what a canonical log covers.
 
     Raises:
       UserError: a time outside the years 1 to 9999.
     """
     found = one_row(
+        engine,
         log,
         {
             "rows": log.count(),
@@ -239,12 +248,15 @@ def measure_span(log: ir.Table, spec: FeatureSpec, where: str) -> LogSpan:
 def parse_time(column: ir.Value) -> ir.Value:
     """Returns a timestamp, date or ISO 8601 text column as UTC timestamps; other text becomes null.
 
-    Times with an offset are converted to UTC, times without one are taken as they stand. The backend's session must
-    be in UTC.
+    Times with an offset are converted to UTC, times without one are taken as they stand. The engine's session must be
+    in UTC.
     """
     if column.type().is_string():
+        # Spark reads an offset after seconds only.
+        with_seconds = column.left(_MINUTES_END) + ":00" + column.substr(_MINUTES_END)
+        text = ibis.ifelse(column.re_search(_WITHOUT_SECONDS), with_seconds, column)
         # Through the type with a zone: DuckDB's plain cast drops a written offset without a word.
-        zoned = ibis.ifelse(column.re_search(_ISO_TIME), column, None).try_cast(dt.Timestamp(timezone="UTC"))
+        zoned = ibis.ifelse(column.re_search(_ISO_TIME), text, None).try_cast(dt.Timestamp(timezone="UTC"))
         return zoned.cast(dt.timestamp)
     return column.cast(dt.timestamp)
 
@@ -252,10 +264,3 @@ def parse_time(column: ir.Value) -> ir.Value:
 def _number_or_null(column: ir.Value) -> ir.Value:
     number = column.cast("float64")
     return ibis.ifelse(number.isnan(), None, number)
-
-
-def one_row(table: ir.Table, values: Mapping[str, ir.Value]) -> dict[str, Any]:
-    """Runs one aggregation over the table; a sum over no rows is 0."""
-    # Positions in place of names: backends differ in which characters a name may hold.
-    row = table.aggregate(**{f"v{i}": value for i, value in enumerate(values.values())}).to_pyarrow().to_pylist()[0]
-    return {name: row[f"v{i}"] or 0 for i, name in enumerate(values)}

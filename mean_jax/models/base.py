@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mean_jax.batch_axis import WHOLE_BATCH, BatchAxis
 from mean_jax.config import EncoderConfig
 from mean_jax.labels import LabelConstants
 from mean_jax.models.encoder import InputEncoder
@@ -44,6 +45,7 @@ class Model(nn.Module):
     encoder_constants: EncoderConstants
     num_horizons: int  # K
     num_buckets: int  # N
+    batch_axis: BatchAxis = WHOLE_BATCH  # over which the rows given to `__call__` and `loss` are divided
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -65,7 +67,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def loss(self, outputs: Outputs, targets: Targets, labels: LabelConstants) -> tuple[jax.Array, Terms]:
-        """Returns the total loss, a scalar, and what is logged beside it, scalars by name."""
+        """Returns the total loss, a scalar, and what is logged beside it, scalars by name.
+
+        Of rows that are a part of the batch (`batch_axis`) they are the part's share: the sum over the parts is the
+        batch's value.
+        """
         raise NotImplementedError
 
     def predict(self, outputs: Outputs, labels: LabelConstants) -> jax.Array:
@@ -79,6 +85,11 @@ class Model(nn.Module):
     def diagnostics(self, outputs: Outputs) -> Outputs:
         """Returns what the report averages per true bucket: `attention` [B, K, N], `gate` [B, K, N, M]."""
         return {}
+
+    def draw_rows(self, draw_fn: Callable[..., jax.Array], shape: tuple[int, ...]) -> jax.Array:
+        """Returns `draw_fn(key, shape)` of the stream `sample`, for the rows of a divided batch as for an undivided."""
+        whole = (shape[0] * self.batch_axis.size, *shape[1:])
+        return self.batch_axis.own_rows(draw_fn(self.make_rng("sample"), whole))
 
     def encode(self, numeric_BxC: Array, categorical_BxD: Array) -> jax.Array:
         """Returns x_BxF of the input encoder; to be called once, in the compact `__call__`."""

@@ -6,7 +6,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mean_jax.batch_axis import WHOLE_BATCH, BatchAxis
 from mean_jax.types import Array
+
+MIN_VARIANCE = 1e-5  # added to the variance by which BatchNorm divides, as everywhere
 
 
 class MLP(nn.Module):
@@ -25,6 +28,43 @@ class MLP(nn.Module):
         return nn.Dense(self.output_size, dtype=self.dtype)(x_BxF) if self.output_size else x_BxF
 
 
+class BatchNorm(nn.Module):
+    """Normalises each column over the masked rows of the whole batch, however many devices share it.
+
+    Flax's own averages the means of the devices, which is the mean of the batch only if as many rows are under the mask
+    on each; the running statistics would move on a batch without any.
+    """
+
+    momentum: float
+    batch_axis: BatchAxis = WHOLE_BATCH
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxE: Array, mask_B: Array, train: bool) -> jax.Array:
+        """Returns [B, E]; in training by the statistics of the batch, which the running ones follow."""
+        x_BxE = jnp.asarray(x_BxE, jnp.float32)
+        width = x_BxE.shape[1]
+        mean_E = self.variable("batch_stats", "mean", jnp.zeros, (width,))
+        variance_E = self.variable("batch_stats", "var", jnp.ones, (width,))
+        mean, variance = mean_E.value, variance_E.value
+        if train:
+            masked_BxE = jnp.where(mask_B[:, None], x_BxE, 0.0)
+            count_1 = jnp.sum(mask_B, dtype=jnp.float32)[None]
+            # One sum over the devices for all three.
+            parts = (masked_BxE.sum(axis=0), (masked_BxE**2).sum(axis=0), count_1)
+            total, squares, count_1 = jnp.split(self.batch_axis.sum(jnp.concatenate(parts)), (width, 2 * width))
+            mean = total / jnp.maximum(count_1, 1.0)
+            variance = jnp.maximum(squares / jnp.maximum(count_1, 1.0) - mean**2, 0.0)
+            if not self.is_initializing():
+                weight_1 = jnp.where(count_1 > 0, 1.0 - self.momentum, 0.0)
+                mean_E.value += weight_1 * (mean - mean_E.value)
+                variance_E.value += weight_1 * (variance - variance_E.value)
+        scale_E = self.param("scale", nn.initializers.ones, (width,))
+        bias_E = self.param("bias", nn.initializers.zeros, (width,))
+        factor_E = jax.lax.rsqrt(variance + MIN_VARIANCE) * scale_E
+        return ((x_BxE - mean[None]) * factor_E[None] + bias_E[None]).astype(self.dtype)
+
+
 class Experts(nn.Module):
     """M networks of one shape and separate parameters on the same input, each layer computed as one product.
 
@@ -36,22 +76,20 @@ class Experts(nn.Module):
     hidden_sizes: Sequence[int]
     output_size: int = 0
     batch_norm_momentum: float | None = None
+    batch_axis: BatchAxis = WHOLE_BATCH  # of the batch statistics
     dtype: jnp.dtype = jnp.float32
     output_bias_init: nn.initializers.Initializer = nn.initializers.zeros  # of the output layer, [M, output_size]
 
     @nn.compact
     def __call__(self, x_BxD: Array, mask_B: Array, train: bool) -> jax.Array:
         """Returns expert_BxMxH; only rows under the mask enter the batch statistics."""
-        # A batch without any labelled row would give 0/0; its loss is 0 whatever the statistics are.
-        mask_B = jnp.asarray(mask_B) | ~jnp.any(mask_B)
         hidden = jnp.asarray(x_BxD, self.dtype)
         for index, size in enumerate(self.hidden_sizes):
             # No bias before BatchNorm: the mean that it subtracts would cancel it, and its shift takes the place.
             hidden = self._dense(hidden, index, size, use_bias=self.batch_norm_momentum is None)
             if self.batch_norm_momentum is not None:
-                norm = nn.BatchNorm(use_running_average=not train, momentum=self.batch_norm_momentum, dtype=self.dtype)
-                flat_BxE = hidden.reshape(len(hidden), -1)
-                hidden = norm(flat_BxE, mask=mask_B[:, None]).reshape(hidden.shape)
+                norm = BatchNorm(self.batch_norm_momentum, self.batch_axis, self.dtype)
+                hidden = norm(hidden.reshape(len(hidden), -1), mask_B, train).reshape(hidden.shape)
             hidden = nn.relu(hidden)
         if not self.output_size:
             return hidden

@@ -217,7 +217,7 @@ class Mdan(Model):
         )
         shape = outputs["value"].shape
         if train:
-            priority_BxK = jax.random.uniform(self.make_rng("sample"), shape)
+            priority_BxK = self.draw_rows(jax.random.uniform, shape)
         else:
             priority_BxK = jnp.broadcast_to(jnp.arange(shape[0], dtype=jnp.float32)[:, None], shape)
         return {**outputs, "priority": priority_BxK}
@@ -237,8 +237,8 @@ class Mdan(Model):
         weight_BxK = jnp.take_along_axis(weight_KxN, targets.bucket.T, axis=1).T
         entropy_BxK = losses.cross_entropy(jax.nn.log_softmax(outputs["logits"], axis=-1), targets.bucket)
         terms = {
-            "regression": losses.sum_of_means(error_BxK, mask),
-            "cross_entropy": losses.sum_of_means(weight_BxK * entropy_BxK, mask),
+            "regression": losses.sum_of_means(error_BxK, mask, targets.num_known),
+            "cross_entropy": losses.sum_of_means(weight_BxK * entropy_BxK, mask, targets.num_known),
             "distance": self._distance(outputs, targets, labels),
         }
         classification = config.classification_weight * terms["cross_entropy"]
@@ -255,8 +255,10 @@ class Mdan(Model):
             return ranksim_loss(*anchors, config.interpolation, config.anchor_reduction)
 
         # The largest label after truncation; under an automatic scale that is the cap, BASELINES.md's y_max.
-        arguments = (outputs["embedding"], targets.scaled, outputs["priority"], targets.mask, labels.quantiles[:, -1])
-        return jnp.sum(jax.vmap(of_horizon, in_axes=(1, 1, 1, 1, 0))(*arguments))
+        rows = (outputs["embedding"], targets.scaled, outputs["priority"], targets.mask)
+        # The anchors come from the whole batch: every device compares all of them.
+        arguments = (*map(self.batch_axis.all_rows, rows), labels.quantiles[:, -1])
+        return self.batch_axis.share(jnp.sum(jax.vmap(of_horizon, in_axes=(1, 1, 1, 1, 0))(*arguments)))
 
     def predict(self, outputs: Outputs, labels: LabelConstants) -> jax.Array:
         """Returns the regressed label on the training scale [B, K]; it may be negative."""

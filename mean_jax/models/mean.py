@@ -148,7 +148,12 @@ class Mean(Model):
             blocks.MLP(config.bottom_sizes, dtype=dtype, name="dam_bottom")(x_BxF) if own_bottom else bottom_BxD
         )
         experts = blocks.Experts(
-            config.num_experts, (config.expert_size,), 0, config.batch_norm_momentum, dtype, name="experts"
+            config.num_experts,
+            (config.expert_size,),
+            batch_norm_momentum=config.batch_norm_momentum,
+            batch_axis=self.batch_axis,
+            dtype=dtype,
+            name="experts",
         )
         expert_BxMxH = experts(bottom_BxD, mask_B, train)
         return self.stack_horizons(
@@ -161,7 +166,8 @@ class Mean(Model):
         terms_BxK = {"huber": losses.huber(outputs["value"], targets.scaled, config.huber_delta)}
         if config.dam:
             terms_BxK |= self._alignment(outputs, targets)
-        terms = {name: losses.sum_of_means(values_BxK, targets.mask) for name, values_BxK in terms_BxK.items()}
+        known = (targets.mask, targets.num_known)
+        terms = {name: losses.sum_of_means(values_BxK, *known) for name, values_BxK in terms_BxK.items()}
         weights = {"huber": 1.0, "kl": config.kl_weight, "cross_entropy": config.beta, "distillation": config.gamma}
         # An ablated term is still logged, but must not touch the gradient. A swept weight is an array, never skipped.
         weighted = [weights[name] * term for name, term in terms.items() if not _is_zero(weights[name])]

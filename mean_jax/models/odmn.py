@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mean_jax import losses
+from mean_jax.batch_axis import WHOLE_BATCH, BatchAxis
 from mean_jax.config import require
 from mean_jax.labels import LabelConstants
 from mean_jax.models import blocks, mdme
@@ -70,7 +71,9 @@ def _non_negative(module: nn.Module, name: str, shape: tuple[int, int]) -> jax.A
     return jax.nn.softplus(module.param(name, init, shape))
 
 
-def calibration_loss(value_BxK: Array, mask_BxK: Array, scale_K: Array) -> jax.Array:
+def calibration_loss(
+    value_BxK: Array, mask_BxK: Array, scale_K: Array, batch_axis: BatchAxis = WHOLE_BATCH
+) -> jax.Array:
     """Returns the mean of max(y_t - y_t+1, 0) over the rows, summed over neighbouring horizons (3.3).
 
     Every horizon has a unit of its own on the training scale, so both values are compared in that of the later horizon.
@@ -81,10 +84,12 @@ def calibration_loss(value_BxK: Array, mask_BxK: Array, scale_K: Array) -> jax.A
         gradients to all towers, the likeliest bucket's value to its bias alone.
       mask_BxK: known labels.
       scale_K: (transformed) currency per unit of the training scale.
+      batch_axis: how the rows are divided.
     """
     ratio_1xU = (scale_K[:-1] / scale_K[1:])[None]  # U = K - 1 neighbours
     excess_BxU = jnp.maximum(value_BxK[:, :-1] * ratio_1xU - value_BxK[:, 1:], 0.0)
-    return losses.sum_of_means(excess_BxU, mask_BxK[:, :-1] | mask_BxK[:, 1:])
+    mask_BxU = mask_BxK[:, :-1] | mask_BxK[:, 1:]
+    return losses.sum_of_means(excess_BxU, mask_BxU, batch_axis.sum(mask_BxU.sum(axis=0)))
 
 
 class MonoUnit(nn.Module):
@@ -161,10 +166,13 @@ class Odmn(Model):
             return mdme.loss_terms(outputs, grid, scaled_B, config.stop_teacher)
 
         terms_BxK = jax.vmap(of_horizon, in_axes=(1, 0, 1), out_axes=1)(outputs, grid, targets.scaled)
-        terms = {name: losses.sum_of_means(value_BxK, targets.mask) for name, value_BxK in terms_BxK.items()}
+        terms = {
+            name: losses.sum_of_means(value_BxK, targets.mask, targets.num_known)
+            for name, value_BxK in terms_BxK.items()
+        }
         if self.num_horizons > 1:
             expected_BxK = self._decode(mdme.expected_value, outputs, grid)
-            terms["calibration"] = calibration_loss(expected_BxK, targets.mask, labels.scale)
+            terms["calibration"] = calibration_loss(expected_BxK, targets.mask, labels.scale, self.batch_axis)
         weights = {
             "class_ordinal": config.ordinal_weight,
             "bucket_ordinal": config.ordinal_weight,

@@ -112,7 +112,7 @@ class OptDist(Model):
 
         outputs = self.stack_horizons(head)
         shape = outputs["selector"].shape
-        noise_BxKxL = jax.random.gumbel(self.make_rng("sample"), shape) if train else jnp.zeros(shape)
+        noise_BxKxL = self.draw_rows(jax.random.gumbel, shape) if train else jnp.zeros(shape)
         soft_BxKxL = jax.nn.softmax((outputs["selector"] + noise_BxKxL) / config.temperature, axis=-1)
         if config.selection == "soft":
             return {**outputs, "selection": soft_BxKxL}
@@ -126,7 +126,7 @@ class OptDist(Model):
         candidate of least loss and softmax(-loss), get no gradient. `usage_i` is the share of rows whose likeliest
         candidate is i, `selection_entropy` the mean entropy of alpha in nats; both are means over the K horizons.
         """
-        config, mask = self.config, targets.mask
+        config, known = self.config, (targets.mask, targets.num_known)
         nll_BxKxL = losses.ziln(outputs["logits"], targets.scaled[..., None], config.max_sigma)
         log_alpha_BxKxL = jax.nn.log_softmax(outputs["selector"], axis=-1)
         frozen_BxKxL = jax.lax.stop_gradient(nll_BxKxL)
@@ -137,12 +137,12 @@ class OptDist(Model):
             "focal": losses.focal_cross_entropy(log_alpha_BxKxL, jnp.argmin(frozen_BxKxL, axis=-1), config.focal_gamma),
             "kl": losses.kl_divergence(*(pair if config.kl_direction == "selector" else pair[::-1])),
         }
-        terms = {name: losses.sum_of_means(values_BxK, mask) for name, values_BxK in terms_BxK.items()}
+        terms = {name: losses.sum_of_means(values_BxK, *known) for name, values_BxK in terms_BxK.items()}
         total = terms["nll"] + config.w_fce * terms["focal"] + config.w_kl * terms["kl"]
         chosen_BxK = jnp.argmax(outputs["selector"], axis=-1)
         logged_BxK = {f"usage_{index + 1}": chosen_BxK == index for index in range(config.num_experts)}
         logged_BxK["selection_entropy"] = losses.soft_cross_entropy(jnp.exp(log_alpha_BxKxL), log_alpha_BxKxL)
-        averages = {name: losses.sum_of_means(v_BxK, mask) / self.num_horizons for name, v_BxK in logged_BxK.items()}
+        averages = {name: losses.sum_of_means(v_BxK, *known) / self.num_horizons for name, v_BxK in logged_BxK.items()}
         return total, terms | averages
 
     def predict(self, outputs: Outputs, labels: LabelConstants) -> jax.Array:

@@ -84,14 +84,17 @@ class Ziln(Model):
     def loss(self, outputs: Outputs, targets: Targets, labels: LabelConstants) -> tuple[jax.Array, Terms]:
         """Returns the negative log likelihood (BASELINES.md 1.2), its two parts and the penalties, summed over K."""
         config = self.config
-        logits, y, mask = outputs["logits"], targets.scaled, targets.mask
+        logits, y, known = outputs["logits"], targets.scaled, (targets.mask, targets.num_known)
         log_normal_BxK = losses.log_normal_nll(logits, y, config.max_sigma)
-        log_normal_mask = mask if config.normalise_by == "rows" else mask & (y > 0)
+        counted = known
+        if config.normalise_by != "rows":
+            positive_BxK = targets.mask & (y > 0)
+            counted = (positive_BxK, self.batch_axis.sum(positive_BxK.sum(axis=0)))
         terms = {
-            "purchase": losses.sum_of_means(losses.purchase_nll(logits, y), mask),
-            "log_normal": losses.sum_of_means(log_normal_BxK, log_normal_mask),
-            "mu_squared": losses.sum_of_means(logits[..., 1] ** 2, mask),
-            "sigma_squared": losses.sum_of_means(logits[..., 2] ** 2, mask),
+            "purchase": losses.sum_of_means(losses.purchase_nll(logits, y), *known),
+            "log_normal": losses.sum_of_means(log_normal_BxK, *counted),
+            "mu_squared": losses.sum_of_means(logits[..., 1] ** 2, *known),
+            "sigma_squared": losses.sum_of_means(logits[..., 2] ** 2, *known),
         }
         penalty = config.mu_penalty * terms["mu_squared"] + config.sigma_penalty * terms["sigma_squared"]
         return terms["purchase"] + terms["log_normal"] + penalty, terms

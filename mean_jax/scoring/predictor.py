@@ -15,8 +15,7 @@ from mean_jax.data.tables import missing_column, without_views
 from mean_jax.data.transform import RowEncoder
 from mean_jax.errors import UserError
 from mean_jax.run import PERCENTILE_LEVELS, Run, load_run
-from mean_jax.training.predictions import padded_outputs, seed_predictions
-from mean_jax.training.step import make_predict
+from mean_jax.training.predictions import RowPredictor, seed_predictions
 from mean_jax.types import RowLayout
 
 
@@ -40,8 +39,8 @@ class Predictor:
         return self.run.program.schema.layout._replace(num_labels=0)
 
     @functools.cached_property
-    def _predict_fn(self) -> Callable[..., dict[str, Any]]:
-        return make_predict(self.run.program.model, self._layout)
+    def _predict_rows(self) -> RowPredictor:
+        return RowPredictor(self.run.program.model, self._layout, self.run.variables)
 
     @functools.cached_property
     def _encoder(self) -> RowEncoder:
@@ -97,10 +96,8 @@ class Predictor:
         """
         program = self.run.program
         numeric_BxC, codes_BxD = self._encoder(batch, place)
-        words_BxW = np.concatenate([numeric_BxC, codes_BxD.view(np.float32)], axis=1)
-        outputs = [part for part, _ in padded_outputs(self._predict_fn, self.run.variables, [words_BxW])]
-        scaled_RxBxK = np.concatenate([part["scaled"] for part in outputs], axis=1)
-        buckets = np.concatenate([part["buckets"] for part in outputs], axis=1) if "buckets" in outputs[0] else None
+        outputs = self._predict_rows(self._layout.pack(numeric_BxC, codes_BxD, np.zeros((len(codes_BxD), 0))))
+        scaled_RxBxK, buckets = outputs["scaled"], outputs.get("buckets")
         columns: dict[str, pa.Array] = {self.id_column: batch.column(self.id_column)}
         for horizon, label in enumerate(program.schema.labels):
             raw_B = seed_predictions(program, scaled_RxBxK, horizon).mean(axis=0)

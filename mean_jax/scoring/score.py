@@ -1,7 +1,8 @@
 """Scoring a customer table of any size into Parquet parts: streamed, atomic per part, resumable.
 
 Part files appear one by one under their final names, `_progress.json` says which are done for which run and input,
-and `_SUCCESS` comes last. A second call with the same run and input goes on after the last whole part.
+and `_SUCCESS` comes last. A second call with the same run and input goes on after the last whole part. The processes of
+a job share the parts; each has a progress file of its own, so that a job may go on with more or fewer of them.
 """
 
 from collections.abc import Iterator
@@ -11,13 +12,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from mean_jax import distributed
 from mean_jax.data.ids import count_unique_ids
 from mean_jax.data.tables import Rows, TableSource, open_tables
+from mean_jax.data.units import Unit, split_units
 from mean_jax.errors import UserError
-from mean_jax.fileio import atomic_file, file_sha256, read_json, require_free_output, write_json
+from mean_jax.fileio import atomic_file, file_sha256, read_json, remove_temporaries, require_free_output, write_json
 from mean_jax.log import LOGGER
 from mean_jax.scoring.predictor import Predictor, load
 
@@ -28,24 +32,42 @@ _METADATA = {"mean-jax": json.dumps({"format": KIND, "version": VERSION})}
 
 
 def _describe_input(source: TableSource) -> list[list[Any]]:
-    stats = [(file.name, file.stat()) for file in source.files]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    stamps = zip(source.files, source.stamps, strict=True)
+    return [[file.name, stamp.num_bytes, stamp.mtime_ns] for file, stamp in stamps]
 
 
 @dataclasses.dataclass
 class _Job:
-    """What is done of one scoring job, as `_progress.json` keeps it."""
+    """What is done of one scoring job; every process keeps a progress file of the parts that it wrote."""
 
     folder: Path
     identity: dict[str, Any]  # of run, input and part size
-    parts: list[dict[str, Any]]
+    own: dict[int, dict[str, Any]]  # parts by number that are in this process's progress file
+    others: dict[int, dict[str, Any]]  # parts that were done when the job was opened and are in other files
 
     @property
-    def num_rows(self) -> int:
-        return sum(part["rows"] for part in self.parts)
+    def parts(self) -> dict[int, dict[str, Any]]:
+        return self.own | self.others
 
     def save(self) -> None:
-        write_json(self.folder / PROGRESS_NAME, KIND, VERSION, {"job": self.identity, "parts": self.parts})
+        content = {"job": self.identity, "parts": [self.own[index] for index in sorted(self.own)]}
+        write_json(self.folder / _progress_name(jax.process_index()), KIND, VERSION, content)
+
+
+def _progress_name(process: int) -> str:
+    return f"{PROGRESS_NAME.removesuffix('.json')}-{process:05d}.json" if process else PROGRESS_NAME
+
+
+def _progress_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{PROGRESS_NAME.removesuffix('.json')}*.json"))
+
+
+def _part_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
+def _part_index(part: dict[str, Any]) -> int:
+    return int(part["file"].removeprefix("part-").removesuffix(".parquet"))
 
 
 def _open_job(folder: Path, identity: dict[str, Any]) -> _Job:
@@ -54,67 +76,44 @@ def _open_job(folder: Path, identity: dict[str, Any]) -> _Job:
     Raises:
       UserError: the folder holds something else, a finished job, or the job of another run or input.
     """
-    if not (folder / PROGRESS_NAME).is_file() or (folder / SUCCESS_NAME).exists():
+    job = _Job(folder, identity, {}, {})
+    if not _progress_files(folder) or (folder / SUCCESS_NAME).exists():
         require_free_output(folder)
-        return _Job(folder, identity, [])
-    progress = read_json(folder / PROGRESS_NAME, KIND, VERSION)
-    if progress["job"] != json.loads(json.dumps(identity)):
-        raise UserError(
-            f"--output: {folder} holds unfinished scores of another run, input or part size; "
-            "remove it or choose another --output"
-        )
-    parts = []
-    for part in progress["parts"]:
-        path = folder / part["file"]
-        if not path.is_file() or file_sha256(path) != part["sha256"]:
-            LOGGER.warning("%s is missing or altered; scoring again from there", path)
-            break
-        parts.append(part)
-    for stale in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-        stale.unlink()
-    job = _Job(folder, identity, parts)
-    LOGGER.info("going on after %d scored rows", job.num_rows)
+        return job
+    for file in _progress_files(folder):
+        progress = read_json(file, KIND, VERSION)
+        if progress["job"] != json.loads(json.dumps(identity)):
+            raise UserError(
+                f"--output: {folder} holds unfinished scores of another run, input or part size; "
+                "remove it or choose another --output"
+            )
+        parts = job.own if file.name == _progress_name(jax.process_index()) else job.others
+        for part in progress["parts"]:
+            path = folder / part["file"]
+            if path.is_file() and file_sha256(path) == part["sha256"]:
+                parts[_part_index(part)] = part
+            else:
+                LOGGER.warning("%s is missing or altered; it is scored again", path)
     return job
 
 
-def _part_name(index: int) -> str:
-    return f"part-{index:05d}.parquet"
-
-
-def _skip(stream: Iterator[Rows], num_rows: int) -> Iterator[Rows]:
-    """Yields the stream without its first rows."""
-    for rows in stream:
-        size = rows.batch.num_rows
-        if num_rows >= size:
-            num_rows -= size
-            continue
-        yield Rows(rows.batch.slice(num_rows), rows.file, rows.first_row + num_rows)
-        num_rows = 0
-
-
-def _parts(stream: Iterator[Rows], rows_per_part: int) -> Iterator[Iterator[Rows]]:
-    """Yields one stream per part; each must be read to its end before the next is asked for."""
-    pending: list[Rows] = []
-
-    def part() -> Iterator[Rows]:
-        room = rows_per_part
-        while room:
-            rows = pending.pop() if pending else next(stream, None)
-            if rows is None:
-                return
-            size = rows.batch.num_rows
-            if size > room:
-                pending.append(Rows(rows.batch.slice(room), rows.file, rows.first_row + room))
-                rows = Rows(rows.batch.slice(0, room), rows.file, rows.first_row)
-            room -= rows.batch.num_rows
-            yield rows
-
-    while True:
-        first = pending.pop() if pending else next(stream, None)
-        if first is None:
+def _rows_between(units: list[Unit], columns: list[str], start: int, stop: int) -> Iterator[Rows]:
+    """Yields the rows from number `start` to before `stop` of the whole input; what can be skipped is not read."""
+    position = 0
+    for unit in units:
+        if position >= stop:
             return
-        pending.append(first)
-        yield part()
+        if unit.num_rows is not None and position + unit.num_rows <= start:
+            position += unit.num_rows
+            continue
+        for rows in unit.rows(columns):
+            size = rows.batch.num_rows
+            first, last = max(start - position, 0), min(stop - position, size)
+            if first < last:
+                yield Rows(rows.batch.slice(first, last - first), rows.file, rows.first_row + first)
+            position += size
+            if position >= stop:
+                return
 
 
 def _write_part(path: Path, predictor: Predictor, part: Iterator[Rows], progress: tqdm) -> int:
@@ -150,7 +149,7 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
       UserError: the input, a column, a row or an option is not usable; nothing is written then.
     """
     is_one_file = output.suffix == ".parquet"
-    if is_one_file or not (output / PROGRESS_NAME).exists():
+    if is_one_file or not _progress_files(output):
         require_free_output(output)  # before any work
     predictor = load(run, "--workdir")
     schema = predictor.run.program.schema
@@ -160,45 +159,65 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
     ignored = [name for name in source.schema.names if name not in (*columns, *schema.labels)]
     if ignored:
         LOGGER.info("ignoring %d columns that the model does not use: %s", len(ignored), ", ".join(ignored[:10]))
+    num_rows = count_unique_ids(source, schema.id_name, "--input")
     if is_one_file:
-        num_rows = count_unique_ids(source, schema.id_name, "--input")
-        with tqdm(total=num_rows, desc="score", unit=" rows", unit_scale=True, disable=None) as progress:
-            return _write_part(output, predictor, source.rows(columns), progress)
+        if distributed.is_lead():
+            with tqdm(total=num_rows, desc="score", unit=" rows", unit_scale=True, disable=None) as progress:
+                _write_part(output, predictor, source.rows(columns), progress)
+        return num_rows
     identity = {
         "run": predictor.run.identity,
         "input": _describe_input(source),
         "rows_per_part": rows_per_part,
     }
-    is_new_folder, is_new_job = not output.exists(), not (output / PROGRESS_NAME).exists()
+    is_new_folder, is_new_job = not output.exists(), not _progress_files(output)
     job = _open_job(output, identity)
-    num_rows = count_unique_ids(source, schema.id_name, "--input")
+    if job.parts:
+        LOGGER.info("going on after %d scored rows", sum(part["rows"] for part in job.parts.values()))
+    distributed.barrier("the scoring job is open")
     try:
-        _write_parts(job, predictor, source, columns, num_rows, rows_per_part)
+        _write_parts(job, predictor, split_units(source), columns, num_rows)
     except BaseException:
         if is_new_job and not job.parts:  # nothing worth keeping: leave no trace of this call
-            for name in (PROGRESS_NAME, _part_name(0)):
-                (output / name).unlink(missing_ok=True)
+            (output / _progress_name(jax.process_index())).unlink(missing_ok=True)
             if is_new_folder:
                 with contextlib.suppress(OSError):  # others may have written there meanwhile
                     output.rmdir()
         raise
+    distributed.barrier("all parts are scored")
+    if distributed.is_lead():
+        _finish(_open_job(output, identity))
     return num_rows
 
 
-def _write_parts(
-    job: _Job, predictor: Predictor, source: TableSource, columns: list[str], num_rows: int, rows_per_part: int
-) -> None:
+def _write_parts(job: _Job, predictor: Predictor, units: list[Unit], columns: list[str], num_rows: int) -> None:
+    """Writes this process's parts that are not there yet: processes take turns, in the order of the parts."""
     job.folder.mkdir(parents=True, exist_ok=True)
     job.save()
-    stream = _skip(source.rows(columns), job.num_rows)
-    bar = tqdm(total=num_rows, initial=job.num_rows, desc="score", unit=" rows", unit_scale=True, disable=None)
+    size = job.identity["rows_per_part"]
+    mine = range(jax.process_index(), -(-num_rows // size), jax.process_count())
+    done = sum(part["rows"] for index, part in job.parts.items() if index in mine)
+    total = sum(min(size, num_rows - index * size) for index in mine)
+    is_quiet = None if distributed.is_lead() else True
+    bar = tqdm(total=total, initial=done, desc="score", unit=" rows", unit_scale=True, disable=is_quiet)
     with bar as progress:
-        for part in _parts(stream, rows_per_part):
-            path = job.folder / _part_name(len(job.parts))
-            count = _write_part(path, predictor, part, progress)
-            job.parts.append({"file": path.name, "rows": count, "sha256": file_sha256(path)})
+        for index in mine:
+            if index in job.parts:
+                continue
+            path = job.folder / _part_name(index)
+            rows = _rows_between(units, columns, index * size, (index + 1) * size)
+            count = _write_part(path, predictor, rows, progress)
+            job.own[index] = {"file": path.name, "rows": count, "sha256": file_sha256(path)}
             job.save()
-            LOGGER.info("%d of %d rows scored", job.num_rows, num_rows)
-    success = {"rows": job.num_rows, "run": predictor.run.identity, "parts": job.parts}
-    write_json(job.folder / SUCCESS_NAME, KIND, VERSION, success)
-    (job.folder / PROGRESS_NAME).unlink()
+            done += count
+            LOGGER.info("%d of %d rows scored", done, total)
+
+
+def _finish(job: _Job) -> None:
+    """Says that all parts are there, and removes what the processes kept of their progress."""
+    parts = [job.parts[index] for index in sorted(job.parts)]
+    content = {"rows": sum(part["rows"] for part in parts), "run": job.identity["run"], "parts": parts}
+    write_json(job.folder / SUCCESS_NAME, KIND, VERSION, content)
+    for file in _progress_files(job.folder):
+        file.unlink()
+    remove_temporaries(job.folder)  # of processes that were killed while they wrote

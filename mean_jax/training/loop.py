@@ -1,81 +1,73 @@
-"""The training loop: grain -> dispatches -> validation -> checkpoints, and the end of the run.
+"""The training loop: feed -> dispatches -> validation -> checkpoints, and the end of the run.
 
 The order within an epoch is load-bearing: the metrics of a dispatch are read after the next one is under way; at an
-epoch's end they are read before validation, so no checkpoint ever holds a state whose loss was not finite.
+epoch's end they are read before validation, so no checkpoint ever holds a state whose loss was not finite. Every
+process of a job goes through the same steps; what is written besides checkpoints the lead process writes alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from mean_jax import distributed
 from mean_jax import run as run_lib
-from mean_jax.data.pipeline import padded_batches, plan_epoch, train_dispatches
+from mean_jax.data.pipeline import padded_batches, plan_epoch, stream_layout
 from mean_jax.data.store import Store
 from mean_jax.errors import UserError
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.log import LOGGER
 from mean_jax.run import Program
-from mean_jax.training import checkpoints
+from mean_jax.sharding import make_mesh, on_mesh, own_rows, state_shardings, to_host
+from mean_jax.training import checkpoints, lock
 from mean_jax.training import step as step_lib
+from mean_jax.training.feed import Order, make_feed
 from mean_jax.training.interruption import Interruption
 from mean_jax.training.meter import EpochMeter, not_finite
-from mean_jax.training.predictions import batch_size_for, fit_calibrations, raw_predictions, split_words
+from mean_jax.training.predictions import PREDICT_BATCH_SIZE, fit_calibrations, raw_predictions, split_words
+from mean_jax.training.profile import Profile
 from mean_jax.training.state import TrainState
+from mean_jax.training.workdir import open_run_folder
 from mean_jax.training.writers import MetricsWriter, Progress
 
 # Sign that makes higher better.
 _METRIC_SIGNS = {"gini": 1.0, "percentile_mape": -1.0, "loss": -1.0}
 
 
-def _differences(saved: Any, asked: Any, prefix: str = "") -> list[str]:
-    """Returns 'path: saved x, asked y' for every leaf in which two nested dictionaries differ."""
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        keys = sorted(saved.keys() | asked.keys())
-        return [line for key in keys for line in _differences(saved.get(key), asked.get(key), f"{prefix}.{key}")]
-    return [] if saved == asked else [f"{prefix.lstrip('.')}: saved {saved}, asked {asked}"]
+def validation_batch_size(num_rows: int, num_parts: int) -> int:
+    """Returns the batch size for a split, a multiple of the parts of a batch.
 
-
-def _open_run_folder(workdir: Path, program: Program, flag: str) -> bool:
-    """Makes or re-opens the run folder; returns whether its training is finished already."""
-    if not (workdir / run_lib.CONFIG_NAME).is_file():
-        begun = (run_lib.TRANSFORM_NAME, run_lib.SCHEMA_NAME)  # all that a process killed in save_setup leaves
-        if workdir.exists() and not (
-            workdir.is_dir() and all(path.name in begun or path.suffix == ".tmp" for path in workdir.iterdir())
-        ):
-            raise UserError(f"{flag}: {workdir} exists and is not a run folder; choose another")
-        run_lib.save_setup(workdir, program)
-        return False
-    saved = run_lib.load_setup(workdir)
-    differences = _differences(dataclasses.asdict(saved.config), dataclasses.asdict(program.config))
-    if differences:
-        raise UserError(f"{flag}: {workdir} holds a run of another config ({'; '.join(differences)}); choose another")
-    if saved.schema != program.schema or saved.transform.to_dict() != program.transform.to_dict():
-        raise UserError(f"{flag}: {workdir} holds a run on another store; choose another")
-    return run_lib.is_finished(workdir)
+    Large splits get full batches, small ones the next power of two.
+    """
+    size = min(PREDICT_BATCH_SIZE, 1 << max(0, num_rows - 1).bit_length())
+    return -(-size // num_parts) * num_parts
 
 
 class Trainer:
     """One run from its store to its sealed folder."""
 
-    def __init__(self, program: Program, store: Store, workdir: Path) -> None:
+    def __init__(self, program: Program, store: Store, workdir: Path, strict_restore: bool, profile: Profile) -> None:
         self._program = program
         self._workdir = workdir
+        self._strict_restore = strict_restore
+        self._profile = profile
         self._config = program.config.train
         self._rows, self._validation = store.split("train"), store.split("validation")
         blocks = split_words(self._validation)
         self._labels_VxT = np.concatenate([program.schema.layout.labels_of(words) for words in blocks])
-        self._plan = plan_epoch(len(self._rows), self._config.batch_size, self._config.steps_per_dispatch)
-        layout, label_config = program.schema.layout, program.config.labels
-        self._dispatch = step_lib.make_dispatch(program.model, program.optimizer, label_config, layout)
-        self._validate = step_lib.make_validate(program.model, label_config, layout)
+        self._mesh = make_mesh(program.config.mesh, len(program.specs), self._config.batch_size)
+        plan = plan_epoch(len(self._rows), self._config.batch_size, self._config.steps_per_dispatch)
+        self._order = Order(plan, self._config.max_epochs, self._config.seed)
+        abstract = jax.eval_shape(program.init_state)
+        self._shardings = state_shardings(self._mesh, abstract, program.config.mesh)
+        self._validate = step_lib.make_validate(program.step_rule(self._validation.layout), self._mesh)
         self._is_active_R = np.ones(len(program.specs), bool)
         self._step = 0
+        self._writer: MetricsWriter | None = None  # of the lead process alone
 
     def _names(self) -> list[tuple[str, int]]:
         """Returns (horizons, and the value of a sweep, as one text; seed) of each replica."""
@@ -89,8 +81,7 @@ class Trainer:
         ]
 
     def _is_done(self) -> bool:
-        num_dispatches, num_steps = self._plan
-        return self._step >= num_dispatches * num_steps * self._config.max_epochs or not self._is_active_R.any()
+        return self._step >= self._order.plan.epoch_steps * self._order.num_epochs or not self._is_active_R.any()
 
     def run(self) -> bool:
         """Trains to the end or to a signal; returns whether the run is finished.
@@ -101,20 +92,33 @@ class Trainer:
         with Interruption().watch() as interruption:
             return self._run(interruption)
 
+    def _restore_or_init(self) -> TrainState:
+        """Returns the state to go on with, laid out on the mesh."""
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self._program.init_state),
+            self._shardings,
+        )
+        restored = checkpoints.load_newest(self._workdir / run_lib.LATEST, abstract, self._strict_restore)
+        if restored is None:
+            return jax.jit(self._program.init_state, out_shardings=self._shardings)()
+        self._step, state = restored
+        self._is_active_R = to_host(state.replicas.is_active)
+        LOGGER.info("going on from the checkpoint at step %d", self._step)
+        return state
+
     def _run(self, interruption: Interruption) -> bool:
-        state = self._program.init_state()
-        restored = checkpoints.load_newest(self._workdir / run_lib.LATEST, jax.eval_shape(lambda: state))
-        if restored is not None:
-            self._step, state = restored
-            self._is_active_R = np.asarray(state.replicas.is_active)
-            LOGGER.info("going on from the checkpoint at step %d", self._step)
-        num_dispatches, num_steps = self._plan
+        state = self._restore_or_init()
         batch_size = self._config.batch_size
-        progress = Progress(num_dispatches * num_steps * self._config.max_epochs * batch_size, self._step * batch_size)
-        writer = MetricsWriter(self._workdir, self._step)
-        saver = checkpoints.CheckpointWriter(self._workdir / run_lib.LATEST, self._step)
-        try:
-            state = self._train(state, writer, saver, progress, interruption)
+        total = self._order.plan.epoch_steps * self._order.num_epochs
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(contextlib.closing(Progress(total * batch_size, self._step * batch_size)))
+            if distributed.is_lead():
+                writer = MetricsWriter(self._workdir, self._step)
+                self._writer = stack.enter_context(contextlib.closing(writer))
+            saver = checkpoints.CheckpointWriter(self._workdir / run_lib.LATEST, self._step)
+            stack.enter_context(contextlib.closing(saver))
+            state = self._train(state, saver, progress, interruption)
             if interruption.signal_name and not self._is_done():
                 LOGGER.info(
                     "%s: saved step %d and stopped; run the same command to go on", interruption.signal_name, self._step
@@ -122,70 +126,62 @@ class Trainer:
                 return False
             self._finish(state)
             return True
-        finally:
-            saver.close()
-            writer.close()
-            progress.close()
 
     def _train(
-        self,
-        state: TrainState,
-        writer: MetricsWriter,
-        saver: checkpoints.CheckpointWriter,
-        progress: Progress,
-        interruption: Interruption,
+        self, state: TrainState, saver: checkpoints.CheckpointWriter, progress: Progress, interruption: Interruption
     ) -> TrainState:
-        num_dispatches, num_steps = self._plan
-        batch_size, epochs = self._config.batch_size, self._config.max_epochs
-        first = self._step // num_steps
-        dispatches = train_dispatches(
-            self._rows, batch_size, num_dispatches, num_steps, epochs, self._config.seed, first
-        )
+        plan, every = self._order.plan, self._config.checkpoint_every_steps
+        data = self._program.config.data
+        rule = self._program.step_rule(stream_layout(self._rows.layout, data))
+        feed = make_feed(rule, self._mesh, self._shardings, self._rows, self._order, data)
         meter = EpochMeter(self._names())
+        if self._step:  # the means of an epoch that was cut in two are those of the whole
+            meter.restore(checkpoints.read_notes(self._workdir / run_lib.LATEST, self._step))
         last_saved = self._step
-        for index in range(first, num_dispatches * epochs):
-            if interruption.signal_name or not self._is_active_R.any():
+        for dispatch in feed(self._step):
+            if interruption.agreed() or not self._is_active_R.any():
                 break
-            state, metrics = self._dispatch(state, next(dispatches))
-            # The device is busy with this dispatch now; reading the one before costs no waiting.
-            meter.read(self._is_active_R)
-            self._step += num_steps
-            meter.push(self._step - num_steps + 1, self._step, metrics)
-            epoch = index // num_dispatches + 1
-            progress.update(num_steps * batch_size, epoch, meter.loss)
-            is_epoch_end = (index + 1) % num_dispatches == 0
+            with self._profile.dispatch():
+                state, metrics = dispatch.run(state)
+                # The device is busy with this dispatch now; reading the one before costs no waiting.
+                meter.read(self._is_active_R)
+            self._step += dispatch.num_steps
+            meter.push(self._step - dispatch.num_steps + 1, self._step, metrics)
+            epoch = (self._step - 1) // plan.epoch_steps + 1
+            progress.update(dispatch.num_steps * plan.batch_size, epoch, meter.loss)
+            is_epoch_end = self._step % plan.epoch_steps == 0
             if is_epoch_end:
                 meter.read(self._is_active_R)
-                state = self._end_epoch(state, epoch, meter, writer)
-            every = self._config.checkpoint_every_steps
+                state = self._end_epoch(state, epoch, meter)
             if is_epoch_end or (every and self._step - last_saved >= every):
                 meter.read(self._is_active_R)
-                self._save(state, saver)
+                self._save(state, saver, meter)
                 last_saved = self._step
         meter.read(self._is_active_R)
+        self._profile.stop()
         if self._step != last_saved:
-            self._save(state, saver)
-        writer.flush()
+            self._save(state, saver, meter)
         return state
 
-    def _save(self, state: TrainState, saver: checkpoints.CheckpointWriter) -> None:
+    def _save(self, state: TrainState, saver: checkpoints.CheckpointWriter, meter: EpochMeter) -> None:
         # The next dispatch overwrites the donated state while the checkpoint is still being written: save a copy.
-        saver.save(self._step, jax.tree.map(jnp.copy, state))
+        saver.save(self._step, jax.tree.map(jnp.copy, state), meter.state())
 
-    def _end_epoch(self, state: TrainState, epoch: int, meter: EpochMeter, writer: MetricsWriter) -> TrainState:
+    def _end_epoch(self, state: TrainState, epoch: int, meter: EpochMeter) -> TrainState:
         values = self._validation_metrics(state)
         name = self._config.early_stopping_metric
         sign = _METRIC_SIGNS[name]
         key = "validation/total" if name == "loss" else f"validation/{name}"
         metric_R = np.array([sign * replica.get(key, np.nan) for replica in values], np.float32)
         state = step_lib.end_epoch(state, metric_R, np.int32(epoch), patience=self._config.patience)
-        for (horizon, seed), active, train, validation in zip(
-            self._names(), self._is_active_R, meter.means(), values, strict=True
-        ):
-            if active:
-                writer.write(self._step, epoch, horizon, seed, train | validation)
-        writer.flush()
-        self._is_active_R = np.asarray(state.replicas.is_active)
+        if self._writer is not None:
+            for (horizon, seed), active, train, validation in zip(
+                self._names(), self._is_active_R, meter.means(), values, strict=True
+            ):
+                if active:
+                    self._writer.write(self._step, epoch, horizon, seed, train | validation)
+            self._writer.flush()
+        self._is_active_R = to_host(state.replicas.is_active)
         LOGGER.info(
             "epoch %d: loss %.4f, validation %s %s",
             epoch,
@@ -196,6 +192,19 @@ class Trainer:
         meter.reset()
         return state
 
+    def _validation_batches(self) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """Yields (words_BxW, mask_B) of the validation split, divided over the mesh."""
+        size = validation_batch_size(len(self._validation), self._mesh.shape["data"])
+        own = own_rows(self._mesh, size)
+        for words, mask_B in padded_batches(self._validation, size, own):
+
+            def read(index: tuple[slice, ...], words: np.ndarray = words) -> np.ndarray:
+                start, stop, _ = index[0].indices(size)
+                return words[start - own.start : stop - own.start]
+
+            words_BxW = on_mesh(self._mesh, P("data"), (size, words.shape[1]), read)
+            yield words_BxW, on_mesh(self._mesh, P("data"), (size,), mask_B.__getitem__)
+
     def _validation_metrics(self, state: TrainState) -> list[dict[str, float]]:
         """Returns per replica the exact validation loss terms and the mean of each metric over its horizons.
 
@@ -204,8 +213,7 @@ class Trainer:
         Raises:
           UserError: a prediction of a replica that still trains is not finite.
         """
-        size = batch_size_for(len(self._validation))
-        results = [self._validate(state, *batch) for batch in padded_batches(self._validation, size)]
+        results = [self._validate(state, *batch) for batch in self._validation_batches()]
         count_R = np.maximum(1, sum(np.asarray(count, np.float64) for _, _, count in results))
         scaled_RxVxK = np.concatenate([np.asarray(scaled) for scaled, _, _ in results], axis=1)
         sums = [terms for _, terms, _ in results]
@@ -233,23 +241,36 @@ class Trainer:
         best = state.replicas.best
         with contextlib.closing(checkpoints.CheckpointWriter(self._workdir / run_lib.BEST, -1)) as saver:
             saver.save(self._step, best)
+        best = to_host(best)
         calibrations = fit_calibrations(self._program, best, self._validation, self._rows)
-        run_lib.seal(self._workdir, self._step, best, calibrations)
-        for (horizon, seed), epoch in zip(self._names(), np.asarray(state.replicas.best_epoch), strict=True):
+        if distributed.is_lead():
+            run_lib.seal(self._workdir, self._step, best, calibrations)
+        distributed.barrier("the run is sealed")
+        for (horizon, seed), epoch in zip(self._names(), to_host(state.replicas.best_epoch), strict=True):
             LOGGER.info("horizon %s, seed %d: best epoch %d", horizon, seed, epoch)
 
 
-def train(program_of: Callable[[Store], Program], data: Path, workdir: Path, flag: str = "--workdir") -> bool:
+def train(
+    program_of: Callable[[Store], Program],
+    data: Path,
+    workdir: Path,
+    flag: str = "--workdir",
+    strict_restore: bool = False,
+    profile: bool = False,
+) -> bool:
     """Trains a run, or goes on with it; returns whether it is finished.
 
     Args:
       program_of: makes the program for the opened store.
       data: the store.
-      workdir: the run folder.
+      workdir: the run folder; processes of one job share it.
       flag: where its name came from, for error lines.
+      strict_restore: refuse a damaged newest checkpoint, rather than going on from the one before.
+      profile: write a JAX trace of some dispatches for TensorBoard.
 
     Raises:
-      UserError: a damaged store, fewer training rows than a batch, or a run folder of another run.
+      UserError: a damaged store, fewer training rows than a batch, a run folder of another run or in use, devices that
+        do not fit the config, or a loss that is not finite.
     """
     store = Store(data)
     program = program_of(store)
@@ -259,7 +280,11 @@ def train(program_of: Callable[[Store], Program], data: Path, workdir: Path, fla
             f"--data: {data} has {num_rows} training rows, fewer than one batch of {batch_size}; "
             f"set --config.train.batch_size={1 << (num_rows.bit_length() - 1)}"
         )
-    if _open_run_folder(workdir, program, flag):
-        LOGGER.info("the run in %s is finished already", workdir)
-        return True
-    return Trainer(program, store, workdir).run()
+    with lock.hold(workdir, flag) if distributed.is_lead() else contextlib.nullcontext():
+        if distributed.is_lead():
+            open_run_folder(workdir, program, flag)
+        distributed.barrier("the run folder is open")
+        if run_lib.is_finished(workdir):
+            LOGGER.info("the run in %s is finished already", workdir)
+            return True
+        return Trainer(program, store, workdir, strict_restore, Profile(workdir if profile else None)).run()

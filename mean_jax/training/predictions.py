@@ -1,52 +1,62 @@
 """Predictions of all replicas over a whole split, and their way from the training scale to currency."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 import dataclasses
 import itertools
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from mean_jax.data.store import SplitRows
 from mean_jax.evaluation.calibration import fit_levelled
 from mean_jax.labels import to_currency
+from mean_jax.models.base import Model
 from mean_jax.run import PERCENTILE_LEVELS, HorizonCalibration, Program
+from mean_jax.sharding import data_mesh, sum_over_processes
 from mean_jax.training.state import Variables
 from mean_jax.training.step import make_predict
+from mean_jax.types import RowLayout
 
 PREDICT_BATCH_SIZE = 4096
 MAX_LEVEL_ROWS = 1 << 20  # training rows behind the level of a calibration
 
 
-def batch_size_for(num_rows: int) -> int:
-    """Returns the batch size for a split: full batches of a large one, the next power of two of a small one."""
-    return min(PREDICT_BATCH_SIZE, 1 << max(0, num_rows - 1).bit_length())
-
-
 def split_words(rows: SplitRows) -> Iterator[np.ndarray]:
-    """Yields words_BxW over a split in its order."""
+    """Yields words_BxW over a split in its order, with numeric values in float32."""
     for start in range(0, len(rows), PREDICT_BATCH_SIZE):
-        yield rows.gather(np.arange(start, min(start + PREDICT_BATCH_SIZE, len(rows))))
+        yield rows.layout.widen(rows.gather(np.arange(start, min(start + PREDICT_BATCH_SIZE, len(rows)))))
 
 
-def padded_outputs(
-    predict_fn: Callable[..., dict[str, jax.Array]], variables: Variables, blocks: Iterable[np.ndarray]
-) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Yields (outputs without padding, words_BxW) for blocks of rows of any length.
+class RowPredictor:
+    """Predicts rows on all devices of this process.
 
-    Args:
-      predict_fn: as `make_predict` gives; its outputs are [R, B, ...].
-      variables: of the R replicas.
-      blocks: words_BxW each; they are cut and padded to one size, which is one compilation and gives a row the same
-        score whatever stands beside it.
+    They are cut and padded to batches of one size, which is one compilation and gives a row the same score whatever
+    stands beside it.
     """
-    for block in blocks:
-        for start in range(0, len(block), PREDICT_BATCH_SIZE):
-            words_BxW = block[start : start + PREDICT_BATCH_SIZE]
-            padded = np.zeros((PREDICT_BATCH_SIZE, words_BxW.shape[1]), np.float32)
-            padded[: len(words_BxW)] = words_BxW
-            outputs = predict_fn(variables, padded, np.arange(PREDICT_BATCH_SIZE) < len(words_BxW))
-            yield {name: np.asarray(value)[:, : len(words_BxW)] for name, value in outputs.items()}, words_BxW
+
+    def __init__(self, model: Model, layout: RowLayout, variables: Variables, with_diagnostics: bool = False) -> None:
+        """Puts the variables of the R replicas on the devices; for the arguments see `make_predict`."""
+        mesh = data_mesh(jax.local_devices())  # processes predict each on their own
+        self._size = -(-PREDICT_BATCH_SIZE // mesh.size) * mesh.size
+        self._predict_fn = make_predict(model, layout, mesh, with_diagnostics)
+        self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self, words_BxW: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the outputs [R, B, ...] of at least one row."""
+        parts = []
+        for start in range(0, len(words_BxW), self._size):
+            part = words_BxW[start : start + self._size]
+            padded = np.zeros((self._size, part.shape[1]), np.float32)
+            padded[: len(part)] = part
+            outputs = self._predict_fn(self._variables, padded, np.arange(self._size) < len(part))
+            parts.append({name: np.asarray(value)[:, : len(part)] for name, value in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def is_own(block: int) -> bool:
+    """Tells whether this process predicts a block of rows: processes take turns, in the order of the blocks."""
+    return block % jax.process_count() == jax.process_index()
 
 
 def raw_predictions(program: Program, scaled: np.ndarray, horizon: int) -> np.ndarray:
@@ -79,14 +89,14 @@ def predict_rows(
 ) -> SplitPredictions:
     """Returns the predictions of all replicas for a split, or for about the first `max_rows` rows of it."""
     layout = program.schema.layout
+    predictor = RowPredictor(program.model, layout, variables)
     num_blocks = None if max_rows is None else -(-max_rows // PREDICT_BATCH_SIZE)
-    blocks = itertools.islice(split_words(rows), num_blocks)
-    parts = [
-        (outputs["scaled"], layout.labels_of(words))
-        for outputs, words in padded_outputs(make_predict(program.model, layout), variables, blocks)
-    ]
-    labels_VxT = np.concatenate([labels for _, labels in parts]).astype(np.float64)
-    return SplitPredictions(np.concatenate([scaled for scaled, _ in parts], axis=1), labels_VxT)
+    scaled, labels = [], []
+    for block, words_BxW in enumerate(itertools.islice(split_words(rows), num_blocks)):
+        scaled.append(predictor(words_BxW)["scaled"] if is_own(block) else program.no_predictions(len(words_BxW)))
+        labels.append(layout.labels_of(words_BxW))
+    labels_VxT = np.concatenate(labels).astype(np.float64)
+    return SplitPredictions(sum_over_processes(np.concatenate(scaled, axis=1)), labels_VxT)
 
 
 def fit_calibrations(

@@ -1,6 +1,7 @@
 """Where training numbers go: metrics.jsonl, TensorBoard, and a progress bar or log lines."""
 
 import json
+import logging
 import math
 from pathlib import Path
 import sys
@@ -61,7 +62,7 @@ class Progress:
     """A bar on a terminal; one log line every so often elsewhere."""
 
     def __init__(self, total_rows: int, done_rows: int) -> None:
-        is_terminal = sys.stderr.isatty()
+        is_terminal = sys.stderr.isatty() and LOGGER.isEnabledFor(logging.INFO)  # on the lead process alone
         self._bar = tqdm(
             total=total_rows, initial=done_rows, unit=" rows", unit_scale=True, desc="train", disable=not is_terminal
         )

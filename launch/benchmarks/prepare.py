@@ -1,0 +1,159 @@
+"""Rows per second and memory of mean-jax-prepare, beside what PyArrow alone needs to decode the same Parquet files.
+
+Command:  python launch/benchmarks/prepare.py [--rows=500000,2000000] [--features=720] [--num_workers=2]
+
+The decoder reads the same files with as many processes into one row-major float32 array per unit of work (codes for
+categories), and keeps nothing: the floor of any preparation. prepare reads every column once, in its pass `read`, and
+goes over the rows a second time, as they were spilled, in `sort`; `check` reads ids, labels and categories only. Each
+command is a process of its own, processes start anew, and rounds are interleaved; the median is printed with the
+smallest and the largest. Memory is the sum over processes of the largest resident set of each. Disk: about 7 kB per row
+of 720 features in --folder.
+"""
+
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mean_jax.cli import common
+from mean_jax.data.synthetic import CUSTOMERS_FOLDER, SyntheticSpec, write_synthetic
+from mean_jax.data.tables import open_tables
+from mean_jax.data.units import Unit, split_units
+from mean_jax.data.workers import Workers, available_processors
+from mean_jax.errors import UserError
+
+_FLAGS = flags.FlagValues()  # of this command alone
+_ROWS = flags.DEFINE_list("rows", ["500000", "2000000"], "Sizes to measure, in customers.", flag_values=_FLAGS)
+_FEATURES = flags.DEFINE_integer("features", 720, "Features.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds.", lower_bound=1, flag_values=_FLAGS)
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", None, "Processes of both; by default all.", flag_values=_FLAGS)
+_NUMERIC_TYPE = flags.DEFINE_string("numeric_type", "float32", "As of mean-jax-prepare.", flag_values=_FLAGS)
+_FOLDER = flags.DEFINE_string("folder", None, "Where the data goes; a temporary folder if none.", flag_values=_FLAGS)
+_DECODE = flags.DEFINE_string("decode", None, "Only decode this table: how the parent runs it.", flag_values=_FLAGS)
+_POLL_SECONDS = 0.05
+_PASSES = ("check", "read", "sort")
+
+
+def _decode_unit(unit: Unit) -> int:
+    """Returns the rows of a unit after copying them into a row-major float32 array."""
+    columns = unit.pieces[0].source.schema.names
+    num_rows = 0
+    for rows in unit.rows(columns):
+        values_BxC = np.empty((rows.batch.num_rows, len(columns)), np.float32)
+        for start in range(0, len(columns), 16):
+            some = [_values(column) for column in rows.batch.columns[start : start + 16]]
+            values_BxC[:, start : start + len(some)] = np.stack(some).T
+        num_rows += len(values_BxC)
+    return num_rows
+
+
+def _values(column: pa.Array) -> np.ndarray:
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column.indices, pa.float32())
+    return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+
+
+def _decode(path: str, num_workers: int) -> None:
+    with Workers(num_workers) as workers:
+        sum(workers.map(_decode_unit, split_units(open_tables(path, "--decode"))))
+
+
+def _peak_bytes(pid: int) -> dict[int, int]:
+    """Returns the largest resident set so far of a process and of those below it, as Linux tells it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:  # it has just ended
+        return {}
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    found = {pid: 1024 * int(peak[1])} if peak else {}
+    for child in children.split():
+        found |= _peak_bytes(int(child))
+    return found
+
+
+def _processor_seconds() -> float:
+    """Returns the processor time of all processes that were started from here and have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+def _measure(command: list[str]) -> tuple[float, float, float, str]:
+    """Returns a command's seconds, processor seconds, sum of the processes' peak resident bytes, and standard error."""
+    start, used = time.perf_counter(), _processor_seconds()
+    peaks: dict[int, int] = {}
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors) as running:
+        while running.poll() is None:
+            peaks |= _peak_bytes(running.pid)
+            time.sleep(_POLL_SECONDS)
+        seconds = time.perf_counter() - start
+        errors.seek(0)
+        text = errors.read()
+    if running.returncode:
+        raise UserError(f"{' '.join(command)} failed: {text}")
+    return seconds, _processor_seconds() - used, float(sum(peaks.values())), text
+
+
+def _pass_seconds(log: str) -> list[float]:
+    """Returns the seconds of each pass, from the last line of the log."""
+    return [float(text) for text in re.findall(r"(?:check|read|sort) ([\d.]+) s", log)]
+
+
+def _spread(values: np.ndarray, digits: int = 0) -> str:
+    low, middle, high = (f"{value:,.{digits}f}" for value in (values.min(), np.median(values), values.max()))
+    return f"{middle} ({low}-{high})"
+
+
+def _measure_size(num_rows: int, folder: Path, num_workers: int) -> float:
+    """Prints the lines of one size and returns the peak memory of prepare in bytes."""
+    data, store = folder / f"synthetic-{num_rows}", folder / "store"
+    if not data.exists():
+        write_synthetic(SyntheticSpec(num_rows, num_features=_FEATURES.value), data)
+    table = str(data / CUSTOMERS_FOLDER)
+    own = [sys.executable, __file__, f"--num_workers={num_workers}", f"--decode={table}"]
+    ours = [sys.executable, "-m", "mean_jax.cli.prepare", f"--num_workers={num_workers}", f"--input={table}"]
+    ours += [f"--output={store}", f"--numeric_type={_NUMERIC_TYPE.value}"]
+    decoded, prepared, passes, peaks = [], [], [], []
+    for _ in range(_ROUNDS.value):
+        decoded.append(_measure(own)[:2])
+        shutil.rmtree(store, ignore_errors=True)
+        *seconds, peak, log = _measure(ours)
+        prepared.append(seconds)
+        passes.append(_pass_seconds(log))
+        peaks.append(peak)
+    shutil.rmtree(store)
+    (decode, decode_cpu), (whole, whole_cpu) = np.array(decoded).T, np.array(prepared).T
+    lines: list[tuple[str, np.ndarray]] = [("PyArrow alone", decode), ("prepare", whole)]
+    lines += [(f"its pass {name}", seconds) for name, seconds in zip(_PASSES, np.array(passes).T, strict=True)]
+    for name, values in lines:
+        print(f"| {num_rows:,} | {name} | {_spread(num_rows / values)} | {_spread(decode / values, 2)} |")
+    in_cpu = f"{_spread(num_rows / whole_cpu)} | {_spread(decode_cpu / whole_cpu, 2)}"
+    print(f"| {num_rows:,} | prepare, per second of processor time | {in_cpu} |")
+    print(f"| {num_rows:,} | peak memory of prepare, MB | {_spread(np.array(peaks) / 1e6)} | |")
+    return max(peaks)
+
+
+def _main() -> None:
+    num_workers = _NUM_WORKERS.value or available_processors()
+    if _DECODE.value:
+        _decode(_DECODE.value, num_workers)
+        return
+    with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
+        print(f"{num_workers} processes, {_FEATURES.value} features, {_NUMERIC_TYPE.value}\n")
+        print("| rows | | rows/s | of PyArrow alone |\n| --- | --- | --- | --- |")
+        peaks = [_measure_size(int(rows), Path(folder), num_workers) for rows in _ROWS.value]
+    print("\nPeak memory relative to the first size: " + json.dumps([round(peak / peaks[0], 3) for peak in peaks]))
+
+
+if __name__ == "__main__":
+    common.run(_main, flag_values=_FLAGS)

@@ -1,0 +1,127 @@
+"""The pages of the scale benchmark: Markdown tables from what was measured and from the arithmetic on paper."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from scale_paper import Curve, Machine, Work, duration, epoch_bounds, longest, table
+
+STAGES = ("generate", "prepare", "train", "evaluate", "score")
+_WHAT = {
+    "generate": "`mean_jax.data.synthetic`",
+    "prepare": "`mean-jax-prepare`",
+    "train": "`mean-jax-train`, one epoch",
+    "evaluate": "`mean-jax-evaluate`, test split",
+    "score": "`mean-jax-score`, all rows",
+}
+_GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is extrapolated to."""
+
+    num_rows: int
+    epochs: int
+
+    def projections(self, stage: str, curve: Curve) -> tuple[float | None, float | None]:
+        """Returns the stage's seconds on this machine by the net slope, and if they were linear in the rows."""
+        repeats = self.epochs if stage == "train" else 1
+        by_slope = curve.project(self.num_rows, curve.net_slope, repeats)
+        return by_slope, curve.project(self.num_rows, 1.0, repeats)
+
+
+def curves(sizes: Mapping[int, Mapping[str, Any]], base_rows: int) -> dict[str, Curve]:
+    """Returns the curve of each stage.
+
+    Args:
+      sizes: rows -> stage -> its usage, the small run among them.
+      base_rows: rows of the small run.
+    """
+    rows = tuple(sorted(rows for rows in sizes if rows != base_rows))
+    return {
+        stage: Curve(
+            rows,
+            tuple(sizes[size][stage]["seconds"] for size in rows),
+            base_rows,
+            sizes[base_rows][stage]["seconds"],
+        )
+        for stage in STAGES
+    }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def seconds_table(stages: Mapping[str, Curve], target: Target) -> str:
+    """Returns seconds by rows, both slopes, and the time of the target on this machine."""
+    first = stages[STAGES[0]]
+    head = ["seconds", *(f"{rows:,} rows" for rows in (first.base_rows, *first.rows)), "slope"]
+    head += [
+        "slope less the fixed cost",
+        f"{target.num_rows:,} rows, {target.epochs} epochs by that slope",
+        "if linear",
+    ]
+    lines = []
+    for stage, curve in stages.items():
+        seconds = [f"{value:,.1f}" for value in (curve.base_seconds, *curve.seconds)]
+        projected = [duration(value) for value in target.projections(stage, curve)]
+        lines.append([_WHAT[stage], *seconds, _number(curve.raw_slope), _number(curve.net_slope), *projected])
+    return table(head, lines)
+
+
+def usage_table(sizes: Mapping[int, Mapping[str, Any]]) -> str:
+    """Returns rows/s, bytes and memory at the largest size, and the memory at the second smallest beside it."""
+    small, large = sorted(sizes)[min(1, len(sizes) - 1)], max(sizes)
+    head = [f"{large:,} rows", "rows/s", "processors busy", "GB read / of it from disk", "GB written / to disk"]
+    head += ["GB in the folder written", "peak memory, GB", f"of it anonymous, GB (at {small:,} rows)"]
+    lines = []
+    for stage in STAGES:
+        usage = sizes[large][stage]
+        gb = {name: value / _GB for name, value in usage.items() if name.endswith("_bytes")}
+        lines.append(
+            [
+                _WHAT[stage],
+                f"{large / usage['seconds']:,.0f}",
+                f"{usage['cpu_seconds'] / usage['seconds']:.1f}",
+                f"{gb['read_bytes']:.2f} / {gb['disk_read_bytes']:.2f}",
+                f"{gb['written_bytes']:.2f} / {gb['disk_written_bytes']:.2f}",
+                f"{gb['output_bytes']:.2f}",
+                f"{gb['peak_rss_bytes']:.2f}",
+                f"{gb['peak_anonymous_bytes']:.2f} ({sizes[small][stage]['peak_anonymous_bytes'] / _GB:.2f})",
+            ]
+        )
+    return table(head, lines)
+
+
+def paper_table(work: Work, machines: Sequence[Machine], epochs: int) -> str:
+    """Returns the seconds per epoch that each resource needs, and the least time of training."""
+    bounds = [epoch_bounds(work, machine) for machine in machines]
+    lines = [[name, *(duration(bound[name]) if bound[name] else "-" for bound in bounds)] for name in bounds[0]]
+    lines.append(["**an epoch at least**", *(f"{duration(max(b.values()))}, by {longest(b)}" for b in bounds)])
+    lines.append([f"**{epochs} epochs at least**", *(duration(epochs * max(b.values())) for b in bounds)])
+    return table(["an epoch on paper", *(f"{machine.num_devices} x H100" for machine in machines)], lines)
+
+
+def assumptions(work: Work, machine: Machine) -> str:
+    """Returns what the paper table takes for granted, one line each."""
+    steps = work.num_rows / work.batch_size
+    lines = (
+        f"{work.num_rows:,} training rows of {work.row_bytes:,.0f} bytes in the store (measured), "
+        f"{work.num_rows * work.row_bytes / _GB:,.1f} GB, read from the disk in every epoch.",
+        f"{steps:,.0f} steps of {work.batch_size} rows for one device and {steps / work.steps_per_dispatch:,.0f} "
+        f"dispatches of {work.steps_per_dispatch} steps; with more devices each takes {work.batch_size} rows, so the "
+        "steps are fewer and the global batch is larger, which is another optimisation problem.",
+        f"{work.num_models} models in one program; per model and step {work.step_flop / 1e9:.2f} GFLOP of matrix "
+        f"products, {work.step_bytes / 1e6:.0f} MB through device memory and {work.gradient_bytes / 1e6:.2f} MB of "
+        f"gradients; {work.kernels_per_step:.0f} kernels per step of the program (assumed).",
+        f"Rates per device, from the data sheet and not reached by products this small: {machine.flop_per_s / 1e12:.0f}"
+        f" TFLOP/s, {machine.memory_bytes_per_s / 1e12:.2f} TB/s memory, {machine.pcie_bytes_per_s / _GB:.0f} GB/s "
+        f"PCIe and {machine.link_bytes_per_s / _GB:.0f} GB/s NVLink, each one way.",
+        f"Assumed, not from a data sheet: {machine.disk_bytes_per_s / _GB:.0f} GB/s from the host's disks, "
+        f"{1e6 * machine.kernel_seconds:.1f} us between the starts of two kernels and "
+        f"{1e6 * machine.dispatch_seconds:.0f} us of the host per dispatch.",
+        "All overlap, so the longest counts: a lower bound, not a forecast. The host's work per row is left out.",
+    )
+    return "\n".join(f"- {line}" for line in lines)

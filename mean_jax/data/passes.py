@@ -1,0 +1,306 @@
+"""The three passes by which a customer table becomes shards, shared by prepare and append.
+
+1. check: ids, labels, splits and categories, all that can be refused or counted without the numeric columns;
+2. spill: every column is read once, encoded, counted in the statistics and appended to the shard it belongs to;
+3. sort: each shard is put in the order of a hash of the ids.
+
+Each pass works on units or shards that do not depend on how many processes share them, and their results are merged in
+a fixed order: the store is the same, byte for byte, for any number of workers. Memory holds one batch or one shard per
+process and a sample of the rows, whatever their number.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mean_jax.data import hashing, statistics
+from mean_jax.data.categories import CategoryCounts
+from mean_jax.data.ids import refuse_repeated, repeated_hashes
+from mean_jax.data.labelled import LabelledReader, LabelledRows
+from mean_jax.data.progress import Progress
+from mean_jax.data.schema import Schema
+from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema
+from mean_jax.data.stability import Occupancy, Reference
+from mean_jax.data.statistics import LabelStatistics, NumericStatistics
+from mean_jax.data.store import SPLITS, Shard
+from mean_jax.data.tables import TableSource
+from mean_jax.data.transform import CategoryEncoder, category_indices, numeric_block
+from mean_jax.data.units import Unit, split_units
+from mean_jax.data.workers import Workers
+from mean_jax.errors import UserError
+from mean_jax.types import RowLayout
+
+_ORDER_SALT = 1  # even salts are those of the split seeds
+_TRAIN, _VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
+_POSITION_BITS = 40  # of the row within its unit; the unit's index stands above
+
+
+def _smallest(hashes: np.ndarray) -> np.ndarray:
+    capacity = statistics.FEATURE_SAMPLE_ROWS
+    return np.partition(hashes, capacity)[:capacity] if len(hashes) > capacity else hashes
+
+
+class Checked:
+    """What the first pass learns of the rows."""
+
+    def __init__(self, schema: Schema, max_categories: int) -> None:
+        num_labels = len(schema.labels)
+        self.num_rows = 0
+        self.rows_per_split = np.zeros(len(SPLITS), np.int64)  # with a known label
+        self.num_unlabelled = 0
+        self.known_in_validation, self.positive_in_validation = np.zeros((2, num_labels), np.int64)
+        self.labels = LabelStatistics(num_labels)
+        self.categories = [CategoryCounts(max_categories) for _ in schema.categorical]
+        self._smallest = np.zeros(0, np.uint64)  # hashes of the training rows that are to be sampled
+
+    def update(self, found: LabelledRows) -> np.ndarray:
+        """Adds rows and returns is_train_B."""
+        has_label_B = found.has_label
+        self.num_rows += len(has_label_B)
+        self.num_unlabelled += int((~has_label_B).sum())
+        self.rows_per_split += np.bincount(found.split[has_label_B], minlength=len(SPLITS))
+        validation_VxT = found.labels[found.split == _VALIDATION]
+        self.known_in_validation += (~np.isnan(validation_VxT)).sum(axis=0)
+        self.positive_in_validation += (validation_VxT > 0).sum(axis=0)
+        is_train_B = has_label_B & (found.split == _TRAIN)
+        self.labels.update(found.hashes[is_train_B], found.labels[is_train_B])
+        self._smallest = _smallest(np.concatenate([self._smallest, found.hashes[is_train_B]]))
+        return is_train_B
+
+    def merge(self, other: "Checked") -> None:
+        """Adds the rows of the next unit."""
+        self.num_rows += other.num_rows
+        self.rows_per_split += other.rows_per_split
+        self.num_unlabelled += other.num_unlabelled
+        self.known_in_validation += other.known_in_validation
+        self.positive_in_validation += other.positive_in_validation
+        self.labels.merge(other.labels)
+        for counts, more in zip(self.categories, other.categories, strict=True):
+            counts.merge(more)
+        self._smallest = _smallest(np.concatenate([self._smallest, other._smallest]))
+
+    @property
+    def hash_bound(self) -> int:
+        """The largest id hash among the training rows that are sampled."""
+        return int(self._smallest.max(initial=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _CheckUnit:
+    schema: Schema
+    scratch: Path
+    max_categories: int  # 0 where the vocabularies are known already
+
+    def __call__(self, unit: Unit) -> Checked:
+        checked = Checked(self.schema, self.max_categories)
+        names = self.schema.categorical if self.max_categories else ()
+        path = self.scratch / f"{unit.index:08d}.hashes"
+        with naming(path), open(path, "wb") as file:
+            for found in LabelledReader(unit, self.schema).read(names):
+                is_train_B = checked.update(found)
+                for name, counts in zip(names, checked.categories, strict=False):
+                    texts, indices_B = category_indices(found.rows.batch.column(name), name)
+                    per_text = np.bincount(1 + indices_B[is_train_B], minlength=1 + len(texts))
+                    counts.update(texts, per_text[1:], int(per_text[0]))
+                file.write(found.hashes.data)
+        return checked
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The shards that the labelled rows go to."""
+
+    num_shards: tuple[int, ...]  # per split; a row's place in the order decides which
+    first: tuple[int, ...]  # number of the first shard of each split
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """The split and the name of every shard, those of training first."""
+        return [
+            (split, f"{split}-{first + shard:05d}")
+            for split, num_shards, first in zip(SPLITS, self.num_shards, self.first, strict=True)
+            for shard in range(num_shards)
+        ]
+
+    @classmethod
+    def of(cls, rows_per_split: np.ndarray, row_bytes: int, shard_bytes: int, first: Sequence[int]) -> "Plan":
+        """Returns shards of about the given size."""
+        return cls(tuple(max(1, -(-int(rows) * row_bytes // shard_bytes)) for rows in rows_per_split), tuple(first))
+
+
+@dataclasses.dataclass(frozen=True)
+class _SpillUnit:
+    schema: Schema
+    scratch: Path
+    vocabularies: tuple[tuple[str, ...], ...]
+    plan: Plan
+    spilled: pa.Schema
+    hash_bound: int | None  # None: no statistics are wanted
+
+    def __call__(self, unit: Unit) -> tuple[NumericStatistics | None, np.ndarray]:
+        """Returns the unit's statistics and its rows per shard."""
+        schema = self.schema
+        num_numeric = len(schema.numeric)
+        numeric = None if self.hash_bound is None else NumericStatistics(num_numeric, self.hash_bound)
+        encode = CategoryEncoder(schema.categorical, self.vocabularies)
+        names = [name for _, name in self.plan.names]
+        rows_per_shard = np.zeros(len(names), np.int64)
+        buffers = np.empty((2, 0, schema.layout.num_words), np.float32)  # kept: fresh pages cost as much as the copy
+        row = unit.index << _POSITION_BITS
+        for found in LabelledReader(unit, schema).read((*schema.numeric, *schema.categorical)):
+            num_rows = len(found.hashes)
+            if buffers.shape[1] < num_rows:
+                buffers = np.empty((2, num_rows, schema.layout.num_words), np.float32)
+            self._encode(found, encode, buffers[0, :num_rows])
+            hashes_B, shard_B = self._shards(found)
+            # Rows without a label go last and are left out; those of training, whose shards are the first, lead.
+            order_B = np.argsort(shard_B, kind="stable")
+            counts = np.bincount(shard_B, minlength=len(names) + 1)[:-1]
+            order_B = order_B[: counts.sum()]
+            sorted_BxW = buffers[1, : len(order_B)]
+            # Indices are in range by construction; any mode but "raise" lets NumPy write into `out` unbuffered.
+            np.take(buffers[0, :num_rows], order_B, axis=0, out=sorted_BxW, mode="clip")
+            if numeric is not None:
+                num_train = int(counts[: self.plan.num_shards[_TRAIN]].sum())
+                numeric.update(found.hashes[order_B[:num_train]], sorted_BxW[:num_train, :num_numeric])
+            ids = found.rows.batch.column(schema.id_name).cast(self.spilled.field("id").type).take(pa.array(order_B))
+            positions_B = (row + order_B).astype(np.uint64)
+            ends = np.cumsum(counts)
+            for shard in np.flatnonzero(counts):
+                part = slice(ends[shard] - counts[shard], ends[shard])
+                columns = hashes_B[order_B[part]], positions_B[part], ids[part], sorted_BxW[part]
+                append_rows(self.scratch, names[shard], self.spilled, *columns)
+            rows_per_shard += counts
+            row += num_rows
+        return numeric, rows_per_shard
+
+    def _encode(self, found: LabelledRows, encode: CategoryEncoder, words_BxW: np.ndarray) -> None:
+        layout, batch = self.schema.layout, found.rows.batch
+        labels_start = layout.num_words - layout.num_labels
+        numeric_block(batch, self.schema.numeric, found.rows.place, words_BxW[:, : layout.num_numeric])
+        words_BxW[:, layout.num_numeric : labels_start] = encode(batch).view(np.float32)
+        words_BxW[:, labels_start:] = found.labels
+
+    def _shards(self, found: LabelledRows) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the hash that decides a row's order, and its shard; one past the last for rows without a label."""
+        hashes_B = hashing.remix(found.hashes, _ORDER_SALT)
+        num_shards = np.array(self.plan.num_shards)
+        within_B = (hashing.to_unit_interval(hashes_B) * num_shards[found.split]).astype(np.int64)
+        shard_B = (np.cumsum(num_shards) - num_shards)[found.split] + within_B
+        return hashes_B, np.where(found.has_label, shard_B, num_shards.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class _SortShard:
+    scratch: Path
+    spilled: pa.Schema
+    layout: RowLayout
+    output: Path
+    occupancy: tuple[Reference, int] | None
+
+    def __call__(self, shard: tuple[str, int]) -> tuple[Shard, Occupancy | None]:
+        name, num_rows = shard
+        return sort_shard(self.scratch, name, num_rows, self.spilled, self.layout, self.output, self.occupancy)
+
+
+class Passes:
+    """The passes over one input; call check, spill and sort, in this order."""
+
+    def __init__(self, source: TableSource, schema: Schema, id_type: pa.DataType, scratch: Path, workers: Workers):
+        """Divides the input.
+
+        Args:
+          source: the customer table.
+          schema: roles of its columns.
+          id_type: of the ids in the store.
+          scratch: an empty folder for what the passes hand on.
+          workers: that share the work.
+        """
+        self._source = source
+        self._schema = schema
+        self.seconds: dict[str, float] = {}  # that each pass took
+        self._scratch = scratch
+        self._spilled = spill_schema(id_type, schema.layout.num_words)
+        self._units = split_units(source)
+        self._workers = workers if len(self._units) > 1 else Workers(1)  # processes take longer to start than one unit
+        counts = [unit.num_rows for unit in self._units if unit.num_rows is not None]
+        self._num_rows = sum(counts) if len(counts) == len(self._units) else None
+
+    def check(self, max_categories: int) -> Checked:
+        """Returns what is known without the numeric columns; 0 categories: the vocabularies are known already.
+
+        Raises:
+          UserError: no rows, a null or repeated id, a label that is no amount, a split that is none.
+        """
+        total = Checked(self._schema, max_categories)
+        with Progress("check", self._num_rows) as progress:
+            for part in self._workers.map(_CheckUnit(self._schema, self._scratch, max_categories), self._units):
+                progress.update(part.num_rows)
+                total.merge(part)
+        self.seconds["check"] = progress.seconds
+        if not total.num_rows:
+            raise UserError(f"--input: {self._source.files[0]} has no rows")
+        return total
+
+    def check_ids(
+        self, hash_files: Sequence[Path] = (), places: Callable[[np.ndarray], dict[str, str]] | None = None
+    ) -> None:
+        """Raises UserError if an id stands there twice.
+
+        Args:
+          hash_files: hashes of further ids, none of which may be among the input's.
+          places: says for repeated hashes where the further ids that have them stand.
+        """
+        suspects = repeated_hashes([*sorted(self._scratch.glob("*.hashes")), *hash_files])
+        if len(suspects):
+            elsewhere = places(suspects) if places else None
+            refuse_repeated(self._source, self._schema.id_name, "--input", suspects, elsewhere)
+
+    def spill(
+        self, vocabularies: tuple[tuple[str, ...], ...], plan: Plan, hash_bound: int | None
+    ) -> tuple[NumericStatistics, np.ndarray]:
+        """Spills all rows; returns the statistics, empty without a hash_bound, and the rows per shard."""
+        function = _SpillUnit(self._schema, self._scratch, vocabularies, plan, self._spilled, hash_bound)
+        numeric = NumericStatistics(len(self._schema.numeric), hash_bound or 0)
+        rows_per_shard = np.zeros(sum(plan.num_shards), np.int64)
+        with Progress("read", self._num_rows) as progress:
+            for part, counts in self._workers.map(function, self._units):
+                rows_per_shard += counts
+                progress.update(int(counts.sum()))
+                if part is not None:
+                    numeric.merge(part)
+        self.seconds["read"] = progress.seconds
+        return numeric, rows_per_shard
+
+    def sort(
+        self,
+        plan: Plan,
+        rows_per_shard: np.ndarray,
+        layout: RowLayout,
+        output: Path,
+        occupancy: tuple[Reference, int] | None = None,
+    ) -> tuple[dict[str, list[Shard]], Occupancy | None]:
+        """Writes the shards that have rows; returns them by split, and the counts if they are asked for."""
+        counts = zip(plan.names, rows_per_shard.tolist(), strict=True)
+        tasks = [(split, name, rows) for (split, name), rows in counts if rows]
+        function = _SortShard(self._scratch, self._spilled, layout, output, occupancy)
+        shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+        counted: list[Occupancy] = []
+        with Progress("sort", int(rows_per_shard.sum())) as progress:
+            sorted_shards = self._workers.map(function, [(name, rows) for _, name, rows in tasks])
+            for (split, _, rows), (shard, occupied) in zip(tasks, sorted_shards, strict=True):
+                shards[split].append(shard)
+                progress.update(rows)
+                if occupied is not None:
+                    counted.append(occupied)
+        self.seconds["sort"] = progress.seconds
+        return shards, functools.reduce(_merged, counted) if counted else None
+
+
+def _merged(total: Occupancy, part: Occupancy) -> Occupancy:
+    total.merge(part)
+    return total

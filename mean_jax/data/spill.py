@@ -1,0 +1,133 @@
+"""The shuffle of prepare on disk: rows are appended to the shard they belong to, then each shard is sorted.
+
+A spill file holds Arrow messages of rows in the store's float32 layout. Every process appends to files of its own; a
+shard is the union of them, sorted by a hash of the ids, so that neither the input's order nor who did what shows.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mean_jax.data.stability import Occupancy, Reference
+from mean_jax.data.store import ID_COLUMN, Shard
+from mean_jax.fileio import file_sha256
+from mean_jax.types import RowLayout
+
+# Rows written at a time.
+_BLOCK_ROWS = 1 << 13
+
+
+def spill_schema(id_type: pa.DataType, num_words: int) -> pa.Schema:
+    """Returns the schema of spilled rows: hash to sort by, position in the input where hashes are equal, id, words."""
+    fields = [("hash", pa.uint64()), ("position", pa.uint64()), ("id", id_type), ("row", pa.binary(4 * num_words))]
+    return pa.schema(fields)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file's name to the system's errors, which writes do not carry."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(error.filename or path)) from error
+
+
+def append_rows(
+    folder: Path,
+    name: str,
+    schema: pa.Schema,
+    hashes_B: np.ndarray,
+    positions_B: np.ndarray,
+    ids: pa.Array,
+    words_BxW: np.ndarray,
+) -> None:
+    """Appends rows, contiguous in memory, to this process's spill of a shard."""
+    packed = pa.Array.from_buffers(schema.field("row").type, len(ids), [None, pa.py_buffer(words_BxW)])
+    batch = pa.record_batch([pa.array(hashes_B), pa.array(positions_B), ids, packed], schema=schema)
+    path = folder / f"{name}.{os.getpid()}"
+    # Opened for each append: open files do not grow with the shards.
+    with naming(path), open(path, "ab") as file:
+        file.write(batch.serialize())
+
+
+def _read(folder: Path, name: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for path in sorted(folder.glob(f"{name}.*")):
+        size = path.stat().st_size
+        with pa.OSFile(str(path)) as file:  # not mapped: the pages would count as this process's memory
+            while file.tell() < size:
+                yield pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)
+
+
+def _remove(folder: Path, name: str) -> None:
+    for path in folder.glob(f"{name}.*"):
+        path.unlink()
+
+
+def _write_rows(path: Path, layout: RowLayout, rows_BxW: np.ndarray, order_B: np.ndarray) -> str:
+    """Writes rows of the float32 layout in the given order and the given layout; returns their SHA-256."""
+    digest = hashlib.sha256()
+    numeric_end, labels_start = layout.num_numeric, rows_BxW.shape[1] - layout.num_labels
+    with naming(path), open(path, "wb") as file:
+        for start in range(0, len(order_B), _BLOCK_ROWS):
+            words_BxW = rows_BxW[order_B[start : start + _BLOCK_ROWS]]
+            if layout.numeric_type != "float32":
+                codes_BxD = words_BxW[:, numeric_end:labels_start].view(np.int32)
+                words_BxW = layout.pack(words_BxW[:, :numeric_end], codes_BxD, words_BxW[:, labels_start:])
+            digest.update(words_BxW)
+            file.write(words_BxW.data)
+    return digest.hexdigest()
+
+
+def sort_shard(
+    folder: Path,
+    name: str,
+    num_rows: int,
+    schema: pa.Schema,
+    layout: RowLayout,
+    output: Path,
+    occupancy: tuple[Reference, int] | None = None,
+) -> tuple[Shard, Occupancy | None]:
+    """Writes a shard in hash order and removes its spill; memory holds the shard once, in float32.
+
+    Args:
+      folder: of the spill.
+      name: the shard's name.
+      num_rows: that were spilled.
+      schema: of the spill.
+      layout: of the store's rows.
+      output: folder of the finished shard.
+      occupancy: count every n-th row in the bins of a reference, given as (reference, n).
+
+    Returns:
+      The shard's entry of the manifest, and the counts if they were asked for.
+    """
+    rows_BxW = np.empty((num_rows, schema.field("row").type.byte_width // 4), np.float32)
+    hashes_B, positions_B = np.empty((2, num_rows), np.uint64)
+    ids: list[pa.Array] = []
+    start = 0
+    for batch in _read(folder, name, schema):
+        part = slice(start, start + len(batch))
+        data = np.frombuffer(batch.column("row").buffers()[1], np.float32, len(batch) * rows_BxW.shape[1])
+        rows_BxW[part] = data.reshape(len(batch), -1)
+        hashes_B[part], positions_B[part] = batch.column("hash").to_numpy(), batch.column("position").to_numpy()
+        ids.append(batch.column("id"))
+        start += len(batch)
+    order_B = np.lexsort((positions_B, hashes_B))
+    files = (f"{name}.bin", f"{name}-ids.parquet")
+    rows_sha256 = _write_rows(output / files[0], layout, rows_BxW, order_B)
+    sorted_ids = pa.chunked_array(ids).combine_chunks().take(pa.array(order_B))
+    with naming(output / files[1]):
+        pq.write_table(pa.table({ID_COLUMN: sorted_ids}), output / files[1])
+    counts = None
+    if occupancy is not None:
+        reference, stride = occupancy
+        counts = Occupancy(reference)
+        counts.update(layout.as_float32, rows_BxW[order_B[::stride]])
+    _remove(folder, name)
+    return Shard(*files, num_rows, rows_sha256, file_sha256(output / files[1])), counts

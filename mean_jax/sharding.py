@@ -1,0 +1,114 @@
+"""The mesh of all devices, and how the training state and the batches lie on it.
+
+The axes: `replica` for stacked replicas, `data` for the rows of a batch, `model` for large embedding tables. One device
+is a mesh like any other, on which nothing is divided.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from mean_jax.batch_axis import BatchAxis
+from mean_jax.config import MeshConfig
+from mean_jax.errors import UserError
+from mean_jax.training.state import TrainState
+
+AXES = ("replica", "data", "model")
+_TABLE_PREFIX = "embedding_"  # of the encoder's parameters
+
+
+def make_mesh(config: MeshConfig, num_replicas: int, batch_size: int) -> Mesh:
+    """Returns the mesh over the devices of all processes.
+
+    Args:
+      config: sizes of the axes.
+      num_replicas: R, to be divided over `replica`.
+      batch_size: B, to be divided over `data`.
+
+    Raises:
+      UserError: the sizes do not fit the devices, the replicas or the batch; the line names the field.
+    """
+    num_devices, others = jax.device_count(), config.replica * config.model
+    num_data = num_devices // others if config.data == -1 else config.data
+    sizes = (config.replica, num_data, config.model)
+    if num_data < 1 or np.prod(sizes) != num_devices:
+        raise UserError(
+            f"--config.mesh: replica {config.replica} x data {config.data} x model {config.model} does not make the "
+            f"{num_devices} devices at hand; let data be -1 and the others divide {num_devices}"
+        )
+    for name, size, total, what in (
+        ("replica", config.replica, num_replicas, "replicas (seeds x horizons, or seeds of a multi-task model)"),
+        ("data", num_data, batch_size, "rows of a batch; change --config.train.batch_size too or instead"),
+    ):
+        if total % size:
+            raise UserError(f"--config.mesh.{name}={size}: does not divide the {total} {what}")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Returns a mesh of the given devices, all along `data`."""
+    return Mesh(np.array(devices).reshape(1, -1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_axis(mesh: Mesh) -> BatchAxis:
+    """Returns how the mesh divides the rows of a batch."""
+    size = mesh.shape["data"]
+    return BatchAxis("data", size) if size > 1 else BatchAxis()
+
+
+def state_shardings(mesh: Mesh, abstract: TrainState, config: MeshConfig) -> Any:
+    """Returns a sharding for every leaf: replicas over `replica`, the rows of large embedding tables over `model`."""
+
+    def of_leaf(path: Any, leaf: Any) -> NamedSharding:
+        is_table = any(str(getattr(key, "key", "")).startswith(_TABLE_PREFIX) for key in path)
+        size = mesh.shape["model"]
+        if is_table and size > 1 and leaf.shape[1] >= config.min_table_rows and leaf.shape[1] % size == 0:
+            return NamedSharding(mesh, P("replica", "model"))
+        return NamedSharding(mesh, P("replica"))
+
+    replicas = jax.tree_util.tree_map_with_path(of_leaf, abstract.replicas)
+    fields: dict[str, Any] = {"step": NamedSharding(mesh, P()), "replicas": replicas}
+    return abstract._replace(**fields)
+
+
+def on_mesh(mesh: Mesh, spec: P, shape: tuple[int, ...], read_fn: Callable[[Any], np.ndarray]) -> Any:
+    """Returns a global array of the shape.
+
+    Args:
+      mesh: the devices.
+      spec: how the array is divided over them.
+      shape: of the whole array.
+      read_fn: returns the part of the array at the given slices; asked for the parts of this process's devices alone.
+    """
+    sharding = NamedSharding(mesh, spec)
+    if mesh.size == 1:
+        return jax.device_put(read_fn(tuple(slice(0, size) for size in shape)), sharding)
+    return jax.make_array_from_callback(shape, sharding, read_fn)
+
+
+def own_rows(mesh: Mesh, num_rows: int) -> slice:
+    """Returns the rows of a batch, divided over `data`, that this process's devices need: the smallest range."""
+    indices = NamedSharding(mesh, P("data")).addressable_devices_indices_map((num_rows,)).values()
+    ranges = [index[0].indices(num_rows) for index in indices if index is not None]
+    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
+
+
+def sum_over_processes(value: np.ndarray) -> np.ndarray:
+    """Returns the sum of the processes' arrays, which are of one shape, on every process."""
+    return value if jax.process_count() == 1 else multihost_utils.process_allgather(value).sum(axis=0)
+
+
+def to_host(tree: Any) -> Any:
+    """Returns the whole arrays as NumPy arrays on every process, wherever their parts lie."""
+
+    def fetch(leaf: Any) -> np.ndarray:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(fetch, tree)

@@ -1,0 +1,69 @@
+"""The run folder as training finds it: made new, gone on with, or refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mean_jax import run as run_lib
+from mean_jax.errors import UserError
+from mean_jax.fileio import remove_temporaries
+from mean_jax.run import Program
+from mean_jax.training import lock
+
+# Sections of the config that do not change what a run is: it may go on with others.
+_FREE_SECTIONS = ("mesh",)
+_FREE_FIELDS = {"data": ("placement",)}
+_MAX_DIFFERENCES = 20  # named in an error line
+
+
+def differences(saved: Any, asked: Any, prefix: str = "") -> list[str]:
+    """Returns 'path: saved x, asked y' for every leaf in which two nested dictionaries differ."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        keys = sorted(saved.keys() | asked.keys())
+        return [line for key in keys for line in differences(saved.get(key), asked.get(key), f"{prefix}.{key}")]
+    return [] if saved == asked else [f"{prefix.lstrip('.')}: saved {saved}, asked {asked}"]
+
+
+def _what_counts(program: Program) -> dict[str, Any]:
+    sections = dataclasses.asdict(program.config)
+    return {
+        name: {field: value for field, value in fields.items() if field not in _FREE_FIELDS.get(name, ())}
+        for name, fields in sections.items()
+        if name not in _FREE_SECTIONS
+    }
+
+
+def open_run_folder(workdir: Path, program: Program, flag: str) -> bool:
+    """Makes or re-opens the run folder; returns whether its training is finished already.
+
+    Raises:
+      UserError: the folder is none of a run, or of a run with another config or store; the line says what differs.
+    """
+    if not (workdir / run_lib.CONFIG_NAME).is_file():
+        begun = (run_lib.TRANSFORM_NAME, run_lib.SCHEMA_NAME)  # all that a process killed in save_setup leaves
+        if workdir.exists() and not (
+            workdir.is_dir()
+            and all(path.name in begun or path.suffix == ".tmp" or lock.is_lock(path) for path in workdir.iterdir())
+        ):
+            raise UserError(f"{flag}: {workdir} exists and is not a run folder; choose another")
+        workdir.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(workdir)
+        run_lib.save_setup(workdir, program)
+        return False
+    remove_temporaries(workdir)
+    saved = run_lib.load_setup(workdir)
+    found = differences(_what_counts(saved), _what_counts(program))
+    if found:
+        raise _mismatch(flag, workdir, "config", found)
+    found = differences(dataclasses.asdict(saved.schema), dataclasses.asdict(program.schema))
+    if found:
+        raise _mismatch(flag, workdir, "schema", found)
+    if saved.transform.to_dict() != program.transform.to_dict():
+        raise UserError(f"{flag}: {workdir} holds a run on another store; choose another")
+    return run_lib.is_finished(workdir)
+
+
+def _mismatch(flag: str, workdir: Path, what: str, found: list[str]) -> UserError:
+    more = f"; and {len(found) - _MAX_DIFFERENCES} more" if len(found) > _MAX_DIFFERENCES else ""
+    listed = "; ".join(found[:_MAX_DIFFERENCES])
+    return UserError(f"{flag}: {workdir} holds a run of another {what} ({listed}{more}); choose another")

@@ -1,0 +1,98 @@
+"""Worker processes: order, errors and ends."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mean_jax.data.workers import Workers
+from mean_jax.errors import UserError
+
+
+def work(task: int) -> tuple[int, int]:
+    """Takes the longer the earlier the task is; misbehaves for some numbers."""
+    time.sleep(0.02 * max(0, 5 - task))
+    if task == 100:
+        time.sleep(0.2)
+        raise UserError("the first that fails")
+    if task == 101:
+        raise OSError(errno.ENOSPC, "No space left on device", "file")
+    if task == 102:
+        raise ValueError("a defect")
+    if task == 103:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task * task, os.getpid()
+
+
+def square(task: int) -> int:
+    return task * task
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_results_keep_the_order_of_the_tasks_and_functions_can_follow_each_other():
+    with Workers(2) as workers:
+        found = list(workers.map(work, range(9)))
+        assert [result for result, _ in found] == [task * task for task in range(9)]
+        pids = {pid for _, pid in found}
+        assert len(pids) == 2 and os.getpid() not in pids
+        assert list(workers.map(square, [3, 4])) == [9, 16]
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_one_worker_or_one_task_stays_in_this_process():
+    assert {pid for _, pid in Workers(1).map(work, range(5, 8))} == {os.getpid()}
+    with Workers(8) as workers:
+        assert [pid for _, pid in workers.map(work, [7])] == [os.getpid()]
+        assert list(workers.map(work, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "kind", "message"),
+    [
+        ([5, 100, 101], UserError, "^the first that fails$"),
+        ([101, 5], OSError, "No space left on device: 'file'"),
+        ([102, 5], ValueError, "a defect"),
+        (
+            [5, 103],
+            UserError,
+            "--num_workers=2: a worker process was ended by signal 9, most likely because memory ran",
+        ),
+    ],
+)
+def test_the_first_failing_task_is_raised_here(tasks, kind, message):
+    with pytest.raises(kind, match=message) as failure, Workers(2) as workers:
+        list(workers.map(work, tasks))
+    if kind is ValueError:
+        assert "in work" in failure.value.__notes__[0]
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    program = (
+        "import os, signal\n"
+        "from mean_jax.data.workers import Workers\n"
+        "from tests.test_workers import work\n"
+        "if __name__ == '__main__':\n"
+        "    with Workers(2) as workers:\n"
+        "        print(*(pid for _, pid in workers.map(work, [5, 6])), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in ended.stdout.split()]
+    assert pids
+    for _ in range(200):
+        if not any(is_running(pid) for pid in pids):
+            return
+        time.sleep(0.05)
+    raise AssertionError("a worker outlived the command")
