@@ -36,9 +36,7 @@ class BucketMeans:
 
     def add_up_processes(self) -> None:
         """Adds what the other processes of the job have seen."""
-        self._sums = {
-            name: list(sum_over_processes(np.stack(sums).astype(np.float32))) for name, sums in self._sums.items()
-        }
+        self._sums = {name: list(sum_over_processes(np.stack(sums))) for name, sums in self._sums.items()}
 
     def attention(self, horizon: int) -> np.ndarray | None:
         """Returns the mean theta [N true buckets, N] of a horizon; NaN rows where a bucket is empty."""
@@ -78,14 +76,15 @@ def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple
     for block, words_BxW in enumerate(words):
         labels_BxT = layout.labels_of(words_BxW)
         labels.append(labels_BxT.astype(np.float64))
-        if not is_own(block):
+        # A process without a block of its own learns from the first one what the others add up.
+        if block and not is_own(block):
             scaled.append(program.no_predictions(len(words_BxW)))
             continue
         outputs = predictor(words_BxW)
         targets = make_targets(labels_BxT, constants, np.ones(len(labels_BxT), bool), program.config.labels)
-        scaled.append(outputs.pop("scaled"))
+        scaled.append(outputs.pop("scaled") * is_own(block))
         outputs.pop("buckets", None)
-        means.add(outputs, np.asarray(targets.bucket), np.asarray(targets.mask))
+        means.add(outputs, np.asarray(targets.bucket), np.asarray(targets.mask) & is_own(block))
     if not labels:
         raise UserError(f"--data: {where} has no rows in this split")
     means.add_up_processes()

@@ -40,6 +40,7 @@ class RowPredictor:
         mesh = data_mesh(jax.local_devices())  # processes predict each on their own
         self._size = -(-PREDICT_BATCH_SIZE // mesh.size) * mesh.size
         self._predict_fn = make_predict(model, layout, mesh, with_diagnostics)
+        self._rows = NamedSharding(mesh, PartitionSpec("data"))
         self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, words_BxW: np.ndarray) -> dict[str, np.ndarray]:
@@ -49,7 +50,8 @@ class RowPredictor:
             part = words_BxW[start : start + self._size]
             padded = np.zeros((self._size, part.shape[1]), np.float32)
             padded[: len(part)] = part
-            outputs = self._predict_fn(self._variables, padded, np.arange(self._size) < len(part))
+            rows = jax.device_put((padded, np.arange(self._size) < len(part)), self._rows)
+            outputs = self._predict_fn(self._variables, *rows)
             parts.append({name: np.asarray(value)[:, : len(part)] for name, value in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 

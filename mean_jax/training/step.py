@@ -292,8 +292,7 @@ def make_predict(
         batch = layout.unpack(words_BxW, mask_B)
         return jax.vmap(predict_replica, in_axes=(0, None))(variables_R, batch)
 
-    rows = NamedSharding(mesh, P("data"))
-    return jax.jit(predict, in_shardings=(None, rows, rows), out_shardings=NamedSharding(mesh, P()))
+    return jax.jit(predict, out_shardings=NamedSharding(mesh, P()))
 
 
 def make_validate(
