@@ -411,7 +411,8 @@ def test_help_explains_every_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         main()
     assert not stop.value.code
     text = capsys.readouterr().out
-    for flag in ("transactions", "output", "backend", "exclude", "as_of", "[no]net", "sub_windows", "memory_limit"):
+    names = ("transactions", "output", "backend", "spark_master", "exclude", "as_of", "[no]net", "sub_windows")
+    for flag in (*names, "memory_limit"):
         assert f"--{flag}: " in text
     for default in ("customer_id", "timestamp", "amount", "duckdb", "90", "30,90,180,365", "true", "3"):
         assert f"(default: '{default}')" in text

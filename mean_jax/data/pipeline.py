@@ -6,6 +6,7 @@ process reads its own part of each batch.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import grain
@@ -49,16 +50,22 @@ def epoch_order(num_rows: int, seed: int, epoch: int, config: DataConfig) -> np.
     within each window of blocks, so that a disk is read in long pieces.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    # The one array of a training that grows with the rows: four bytes each, shuffled where it is.
+    index_type = np.int32 if num_rows <= np.iinfo(np.int32).max else np.int64
     if config.shuffle == "rows":
-        return generator.permutation(np.arange(num_rows, dtype=np.int64))
+        order = np.arange(num_rows, dtype=index_type)
+        generator.shuffle(order)
+        return order
     size = min(config.block_rows, num_rows)
     starts = size * generator.permutation(-(-num_rows // size))
-    order = (starts[:, None] + np.arange(size)).ravel()
+    order = (starts.astype(index_type)[:, None] + np.arange(size, dtype=index_type)).ravel()
     order = order[order < num_rows]
     window = size * config.window_blocks
-    num_whole = len(order) // window * window
-    windows = generator.permuted(order[:num_whole].reshape(-1, window), axis=1)
-    return np.concatenate([windows.ravel(), generator.permutation(order[num_whole:])])
+    num_whole = num_rows // window * window
+    windows = order[:num_whole].reshape(-1, window)
+    generator.permuted(windows, axis=1, out=windows)
+    generator.shuffle(order[num_whole:])
+    return order
 
 
 def stream_layout(stored: RowLayout, config: DataConfig) -> RowLayout:
@@ -80,7 +87,9 @@ class _DispatchSource:
         self._own = own
         self._layout = stream_layout(rows.layout, config)
         self._epoch = -1
-        self._order = np.zeros(0, np.int64)
+        self._order = np.zeros(0, np.int32)
+        self._asker = ThreadPoolExecutor(1)
+        self._asked: dict[int, Future[None]] = {}  # by number of the window in this epoch
 
     def __len__(self) -> int:
         return self._plan.num_dispatches * self._num_epochs
@@ -90,6 +99,7 @@ class _DispatchSource:
         if epoch != self._epoch:
             self._order = epoch_order(len(self._rows), self._seed, epoch, self._config)
             self._epoch = epoch
+            self._asked = {}
         batch_size, _, num_steps = self._plan
         size = num_steps * batch_size
         if self._config.shuffle == "blocks":
@@ -99,14 +109,21 @@ class _DispatchSource:
         return words.reshape(num_steps, -1, words.shape[1])
 
     def _read_ahead(self, position: int, size: int) -> None:
-        """Asks for the blocks of each window that begins within the next window of rows, all of it at once."""
+        """Has the windows of blocks asked for that these rows are in, and the one after; waits for the asking alone."""
         window = self._config.block_rows * self._config.window_blocks
-        first = 0 if position == 0 else position + window  # the first window has nothing before it
-        for start in range(-(-first // window) * window, position + window + size, window):
-            blocks = np.unique(self._order[start : start + window] // self._config.block_rows)
-            for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
-                if len(run):
-                    self._rows.will_need(run[0] * self._config.block_rows, (run[-1] + 1) * self._config.block_rows)
+        first, last = position // window, (position + size - 1) // window
+        self._asked = {number: asked for number, asked in self._asked.items() if number >= first}
+        for number in range(first, last + 2):
+            if number not in self._asked:
+                rows_B = self._order[number * window : (number + 1) * window]
+                self._asked[number] = self._asker.submit(self._ask, rows_B)
+        for number in range(first, last + 1):
+            self._asked[number].result()
+
+    def _ask(self, rows_B: np.ndarray) -> None:
+        block_rows = self._config.block_rows
+        for block in np.unique(rows_B // block_rows).tolist():
+            self._rows.will_need(block * block_rows, (block + 1) * block_rows)
 
 
 def train_dispatches(

@@ -7,10 +7,13 @@ prepare stand in an order that depends on nothing but their ids; those of an app
 numeric values and what was appended; it is written last, and files that it does not name are no part of the store.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import mmap
+import os
 from pathlib import Path
 from typing import Any
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +32,15 @@ SPLITS = ("train", "validation", "test")
 NUMERIC_TYPES = ("float32", "float16")
 ID_COLUMN = "id"
 _ALIGNMENT_BYTES = 64
+# macOS has no posix_fadvise; there the maps are left to the system's own reading ahead.
+_HAS_ADVICE = hasattr(os, "posix_fadvise")
+# Linux reads at most a device's read-ahead size per advice and drops the rest; this is the usual smallest size.
+_ADVICE_BYTES = 1 << 17
+# A row whose page is on the disk stops its thread: as many reads are under way at once as there are threads.
+_NUM_READERS = 16
+_MIN_ROWS_PER_READER = 64
+# Rows that pass from a shard to their places by a buffer that stays in the processor's cache.
+_ROWS_PER_PIECE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +122,11 @@ def _aligned_empty(num_rows: int, num_words: int) -> np.ndarray:
     return buffer[start : start + size].reshape(num_rows, num_words)
 
 
-def _map_file(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _is_run(rows_B: np.ndarray) -> bool:
+    """Tells whether the indices are consecutive."""
+    return (
+        len(rows_B) > 1 and int(rows_B[-1]) - int(rows_B[0]) == len(rows_B) - 1 and bool((np.diff(rows_B) == 1).all())
+    )
 
 
 class SplitRows:
@@ -123,36 +137,88 @@ class SplitRows:
         self._shards = shards
         self.layout = layout  # of the words that `gather` returns
         self._words = self.layout.num_words
-        self._files = [_map_file(folder / shard.file) for shard in shards]
-        self._maps = [np.frombuffer(file, np.float32).reshape(-1, self._words) for file in self._files]
+        self._files: list[int] = []
+        self._maps = [self._map(folder / shard.file) for shard in shards]
         self._ends = np.cumsum([shard.rows for shard in shards])
+        self._readers = ThreadPoolExecutor(_NUM_READERS)  # starts its threads at their first work
+
+    def _map(self, path: Path) -> np.ndarray:
+        file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, file)
+        self._files.append(file)
+        mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+        if _HAS_ADVICE:
+            # A row that is not in memory would else bring its surroundings, megabytes on some disks, for its 3 kB.
+            mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, np.float32).reshape(-1, self._words)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def gather(self, rows_B: np.ndarray) -> np.ndarray:
-        """Returns words_BxW float32 of the rows at the given indices, as stored: `layout.unpack` names their parts."""
+        """Returns words_BxW float32 of the rows at the given indices, as stored: `layout.unpack` names their parts.
+
+        Consecutive rows are read in long pieces, together with as many after them; others by several threads.
+        """
         words_BxW = _aligned_empty(len(rows_B), self._words)
-        if len(self._maps) == 1:
-            # Indices are in range by construction; any mode but "raise" lets NumPy write into `out` unbuffered.
-            np.take(self._maps[0], rows_B, axis=0, out=words_BxW, mode="clip")
+        if _is_run(rows_B):
+            first, count = int(rows_B[0]), len(rows_B)
+            self.will_need(first, first + 2 * count)
+            for index, begin, end in self._overlaps(first, first + count):
+                offset = self._start(index) - first
+                words_BxW[begin + offset : end + offset] = self._maps[index][begin:end]
             return words_BxW
-        shard_B = np.searchsorted(self._ends, rows_B, side="right")
-        for index in np.unique(shard_B):
-            where = np.flatnonzero(shard_B == index)
-            start = self._ends[index - 1] if index else 0
-            words_BxW[where] = self._maps[index][rows_B[where] - start]
+        num_parts = min(_NUM_READERS, len(rows_B) // _MIN_ROWS_PER_READER)
+        if num_parts < 2:
+            self._copy(rows_B, words_BxW)
+            return words_BxW
+        parts = zip(np.array_split(rows_B, num_parts), np.array_split(words_BxW, num_parts), strict=True)
+        for copied in [self._readers.submit(self._copy, *part) for part in parts]:
+            copied.result()
         return words_BxW
 
-    def will_need(self, start: int, stop: int) -> None:
-        """Asks the system to read the rows from `start` to before `stop` soon, in one go, without waiting for them."""
-        for index, (rows, end) in enumerate(zip(self._maps, self._ends, strict=True)):
-            begin = int(end) - len(rows)
-            first, last = max(start, begin) - begin, min(stop, int(end)) - begin
+    def _copy(self, rows_B: np.ndarray, words_BxW: np.ndarray) -> None:
+        # Indices are in range by construction; any mode but "raise" lets NumPy write into `out` unbuffered.
+        if len(self._maps) == 1:
+            np.take(self._maps[0], rows_B, axis=0, out=words_BxW, mode="clip")
+            return
+        shard_B = np.searchsorted(self._ends, rows_B, side="right")
+        by_shard_B = np.argsort(shard_B, kind="stable")
+        lasts = np.cumsum(np.bincount(shard_B, minlength=len(self._maps)))
+        piece_BxW = np.empty((min(_ROWS_PER_PIECE, len(rows_B)), self._words), np.float32)
+        first = 0
+        for index, last in enumerate(lasts.tolist()):
+            for begin in range(first, last, _ROWS_PER_PIECE):
+                where = by_shard_B[begin : min(begin + _ROWS_PER_PIECE, last)]
+                taken_BxW = piece_BxW[: len(where)]
+                np.take(self._maps[index], rows_B[where] - self._start(index), axis=0, out=taken_BxW, mode="clip")
+                words_BxW[where] = taken_BxW
+            first = last
+
+    def _start(self, index: int) -> int:
+        return int(self._ends[index]) - len(self._maps[index])
+
+    def _overlaps(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Returns (shard, first row, row after the last), counted in the shard, of the rows from `start` to `stop`."""
+        overlaps = []
+        for index, end in enumerate(self._ends.tolist()):
+            begin = self._start(index)
+            first, last = max(start, begin) - begin, min(stop, end) - begin
             if first < last:
-                row_bytes = 4 * self._words
-                page = first * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-                self._files[index].madvise(mmap.MADV_WILLNEED, page, last * row_bytes - page)
+                overlaps.append((index, first, last))
+        return overlaps
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Asks the system to read the rows from `start` to before `stop`, without waiting until it has."""
+        if not _HAS_ADVICE:
+            return
+        row_bytes = 4 * self._words
+        for index, first, last in self._overlaps(start, stop):
+            end = last * row_bytes
+            # Not madvise: Python holds its global lock during that, and not during this.
+            for position in range(first * row_bytes, end, _ADVICE_BYTES):
+                size = min(_ADVICE_BYTES, end - position)
+                os.posix_fadvise(self._files[index], position, size, os.POSIX_FADV_WILLNEED)
 
     def ids(self) -> pa.ChunkedArray:
         """Returns the customer ids in the order of the rows, in their own type."""

@@ -56,6 +56,12 @@ class Spark:
         self._spark = spark
         self._connection = ibis.pyspark.connect(spark, **_SETTINGS)
         self._scratch = scratch
+        self._kept: list[DataFrame] = []
+
+    def release(self) -> None:
+        """Frees what `materialise` keeps on the executors."""
+        while self._kept:
+            self._kept.pop().unpersist()
 
     def read_log(self, log: LogFiles) -> ir.Table:
         log_bytes = sum(size for size, _ in log.stamps.values())
@@ -85,7 +91,8 @@ class Spark:
     def materialise(self, table: ir.Table) -> ir.Table:
         from pyspark import StorageLevel
 
-        self._frame(table).persist(StorageLevel.DISK_ONLY).createOrReplaceTempView("customers")
+        self._kept.append(self._frame(table).persist(StorageLevel.DISK_ONLY))
+        self._kept[-1].createOrReplaceTempView("customers")
         return self._connection.table("customers")
 
     def stream(self, table: ir.Table) -> pa.RecordBatchReader:
@@ -151,8 +158,9 @@ def session(scratch: Path, memory_limit: str | None, master: str | None) -> Iter
         ) from error
     running = SparkSession.getActiveSession()
     spark = running or _start(scratch, memory_limit, master)
+    engine = Spark(spark.newSession(), scratch)
     try:
-        yield Spark(spark.newSession(), scratch)
+        yield engine
     except AnalysisException as error:
         if "PARQUET_TYPE" not in str(error):
             raise  # a defect in an expression
@@ -165,8 +173,10 @@ def session(scratch: Path, memory_limit: str | None, master: str | None) -> Iter
             "memory (--memory_limit) or disk (spark.local.dir)"
         ) from error
     finally:
-        if running is None:
-            spark.stop()
+        with contextlib.suppress(Py4JError, ConnectionError):  # Spark died, and the error says so
+            engine.release()
+            if running is None:
+                spark.stop()
 
 
 def _start(scratch: Path, memory_limit: str | None, master: str | None) -> "SparkSession":

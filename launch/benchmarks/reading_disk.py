@@ -1,0 +1,107 @@
+"""Made-up stores on disk, with their pages in or out of memory, for the benchmark of reading. Linux only."""
+
+from collections.abc import Callable, Sequence
+import gc
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+import numpy as np
+
+from mean_jax.data.store import Shard, SplitRows
+from mean_jax.errors import UserError
+from mean_jax.types import RowLayout
+
+SHARD_BYTES = 256 << 20  # as mean-jax-prepare writes them
+_BLOCK_BYTES = 4 << 20  # of the sequential reads
+_ROWS_PER_WRITE = 16_384
+
+
+def write_store(folder: Path, layout: RowLayout, num_rows: int) -> tuple[Shard, ...]:
+    """Writes shards of normal features and zero-inflated lognormal labels, on the disk when it returns.
+
+    Raises:
+      UserError: the disk has not the room.
+    """
+    free, needed = os.statvfs(folder), 4 * num_rows * layout.num_words
+    if free.f_bavail * free.f_frsize < needed:
+        raise UserError(f"--folder: {folder} has no room for {needed / 1e9:.1f} GB; use fewer --rows or another folder")
+    rng = np.random.default_rng(0)
+    shards = []
+    size = max(1, SHARD_BYTES // (4 * layout.num_words))
+    for first in range(0, num_rows, size):
+        shard = Shard(f"{layout.numeric_type}-{len(shards):05d}.bin", "", min(size, num_rows - first), "", "")
+        with open(folder / shard.file, "wb") as file:
+            for start in range(0, shard.rows, _ROWS_PER_WRITE):
+                count = min(_ROWS_PER_WRITE, shard.rows - start)
+                label_BxT = rng.lognormal(3.0, 1.0, (count, layout.num_labels)).astype(np.float32)
+                label_BxT[rng.random(label_BxT.shape) < 0.7] = 0.0
+                numeric_BxC = rng.standard_normal((count, layout.num_numeric), np.float32)
+                file.write(layout.pack(numeric_BxC, np.zeros((count, 0), np.int32), label_BxT).data)
+            file.flush()
+            os.fsync(file.fileno())  # only written pages can be dropped
+        shards.append(shard)
+    return tuple(shards)
+
+
+def open_rows(folder: Path, shards: Sequence[Shard], layout: RowLayout) -> SplitRows:
+    """Returns the rows of such shards."""
+    return SplitRows(folder, tuple(shards), layout)
+
+
+def drop_pages(folder: Path, shards: Sequence[Shard]) -> None:
+    """Has the system forget the pages of the shards; those of rows that are still open would stay."""
+    gc.collect()
+    for shard in shards:
+        file = os.open(folder / shard.file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
+
+
+def read_sequentially(folder: Path, shards: Sequence[Shard]) -> int:
+    """Reads the shards from first to last in blocks of 4 MB; returns the bytes."""
+    block, total = bytearray(_BLOCK_BYTES), 0
+    for shard in shards:
+        with open(folder / shard.file, "rb", buffering=0) as file:
+            while count := file.readinto(block):
+                total += count
+    return total
+
+
+def bytes_from_disk(io_text: str | None = None) -> int:
+    """Returns the bytes that this process has had fetched from disks, as /proc/self/io counts them."""
+    lines = (io_text or Path("/proc/self/io").read_text()).splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, int]:
+    """Returns the seconds of a call and the bytes that it had fetched from disks."""
+    before, start = bytes_from_disk(), time.perf_counter()
+    work()
+    return time.perf_counter() - start, bytes_from_disk() - before
+
+
+def memory_limit(cgroup_text: str, root: Path) -> int | None:
+    """Returns the bytes that the control groups of a process allow it, page cache included; None if they set no limit.
+
+    Args:
+      cgroup_text: /proc/self/cgroup.
+      root: where the groups are mounted, in version 2 or in version 1 with one folder per controller.
+    """
+    limits = []
+    for line in cgroup_text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / controllers
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents):  # a limit of a group holds for all groups in it
+            file = group / name
+            if group.is_relative_to(top) and file.is_file() and (text := file.read_text().strip()) != "max":
+                limits.append(int(text))
+    # Version 1 says "no limit" by a number near the largest.
+    return min((limit for limit in limits if limit < 1 << 60), default=None)
