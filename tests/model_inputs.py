@@ -42,3 +42,9 @@ def dispatch_of(program, mesh=None):
     """Returns the dispatch of a program on rows of its schema's layout, on one device unless a mesh is given."""
     mesh = mesh or one_device()
     return make_dispatch(program.step_rule(program.schema.layout), mesh, shardings_of(program, mesh))
+
+
+def take_rows(outputs, targets, rows):
+    """Returns outputs and targets of some rows, in their order, as a batch of their own."""
+    outputs = jax.tree.map(lambda leaf: leaf[rows], outputs)
+    return outputs, whole_targets(targets.scaled[rows], targets.mask[rows], targets.bucket[rows])

@@ -15,7 +15,7 @@ from mean_jax.labels import LabelConstants
 from mean_jax.models import mdan
 from mean_jax.models.mdan import Mdan, MdanConfig
 from tests import mdan_oracle
-from tests.model_inputs import plain_constants, whole_targets
+from tests.model_inputs import plain_constants, take_rows, whole_targets
 
 B, C, N = 24, 5, 4
 RNG = np.random.default_rng(5)
@@ -263,7 +263,7 @@ def test_rows_without_a_label_change_nothing(config):
     clean, clean_gradients = built.gradients(built.params, X, targets(1, known), constants)
     assert float(value) == pytest.approx(float(clean), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, clean_gradients)
-    subset = jax.tree.map(lambda leaf: leaf[:15], (built.apply(built.params, X, None), targets()))
+    subset = take_rows(built.apply(built.params, X, None), targets(), slice(15))
     assert float(built.loss(*subset, constants)[0]) == pytest.approx(float(value), rel=1e-5)
     none, gradients = built.gradients(built.params, X, targets(1, np.zeros((B, 1), bool)), constants)
     assert none == 0.0 and all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))
@@ -275,7 +275,7 @@ def test_the_loss_does_not_depend_on_the_order_of_rows(config):
     order = RNG.permutation(B)
     outputs = built.apply(built.params, X, jax.random.key(3))
     loss, _ = built.loss(outputs, targets(), constants)
-    moved, _ = built.loss(*jax.tree.map(lambda leaf: leaf[order], (outputs, targets())), constants)
+    moved, _ = built.loss(*take_rows(outputs, targets(), order), constants)
     assert float(moved) == pytest.approx(float(loss), rel=1e-5)
     permuted = built.apply(built.params, X[order], None)["value"]
     np.testing.assert_allclose(permuted, np.asarray(outputs["value"])[order], rtol=1e-4, atol=1e-5)

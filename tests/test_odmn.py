@@ -15,7 +15,7 @@ from mean_jax.labels import LabelConstants, fit_label_constants, make_targets
 from mean_jax.models import mdme
 from mean_jax.models.odmn import Odmn, OdmnConfig, calibration_loss
 from tests import odmn_oracle as oracle
-from tests.model_inputs import plain_constants, whole_targets
+from tests.model_inputs import plain_constants, take_rows, whole_targets
 
 B, C, N, J = 40, 5, 4, 3
 P = N - 1
@@ -331,7 +331,7 @@ def test_rows_without_a_label_change_nothing(is_tied):
     clean, clean_gradients = built.gradients(built.params, X, targets(y, known))
     assert float(value) == pytest.approx(float(clean), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, clean_gradients)
-    subset = jax.tree.map(lambda leaf: leaf[:25], (built.apply(built.params, X), targets(y)))
+    subset = take_rows(built.apply(built.params, X), targets(y), slice(25))
     assert float(built.loss(*subset)[0]) == pytest.approx(float(value), rel=1e-5)
     none, gradients = built.gradients(built.params, X, targets(y, np.zeros((B, 2), bool)))
     assert none == 0.0 and all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))

@@ -16,7 +16,7 @@ from mean_jax.labels import LabelConstants
 from mean_jax.models.optdist import OptDist, OptDistConfig
 from tests import optdist_oracle
 from tests.mean_oracle import softmax
-from tests.model_inputs import plain_constants, whole_targets
+from tests.model_inputs import plain_constants, take_rows, whole_targets
 
 B, C, L = 24, 5, 3
 RNG = np.random.default_rng(7)
@@ -236,7 +236,7 @@ def test_rows_without_a_label_change_nothing():
     clean, clean_gradients = built.gradients(built.params, X, targets(1, known))
     assert float(value) == pytest.approx(float(clean), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, clean_gradients)
-    subset = jax.tree.map(lambda leaf: leaf[:15], (built.apply(built.params, X, None), targets()))
+    subset = take_rows(built.apply(built.params, X, None), targets(), slice(15))
     assert float(built.loss(*subset)[0]) == pytest.approx(float(value), rel=1e-5)
     none, gradients = built.gradients(built.params, X, targets(1, np.zeros((B, 1), bool)))
     assert none == 0.0 and all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))

@@ -10,6 +10,8 @@ from mean_jax.data.pipeline import EpochPlan, epoch_order, padded_batches, plan_
 from mean_jax.types import RowLayout
 
 BATCH_SIZE, EPOCHS, SEED = 32, 3, 7
+GOLDEN_ROWS = [1, 7, 2, 9, 4, 5, 3, 6, 0, 8]
+GOLDEN_BLOCKS = [1, 0, 6, 7, 8, 9, 3, 4, 5, 2]
 
 
 class NumberedRows:
@@ -148,3 +150,37 @@ def test_every_block_is_asked_for_before_it_is_read():
         seen += words.ravel().astype(int).tolist()
         assert set(seen) <= set(rows.asked)
     assert len(rows.asked) == len(set(rows.asked)) == 1024  # each once
+
+
+@pytest.mark.parametrize("start", [1, 3, 7])
+def test_a_resume_within_a_window_asks_for_what_is_left_of_it(start):
+    rows = AskedRows(1024)
+    window_rows = BLOCKS.block_rows * BLOCKS.window_blocks
+    plan = plan_epoch(len(rows), BATCH_SIZE, 3)
+    order = epoch_order(1024, SEED, 0, BLOCKS)
+    for number, words in enumerate(train_dispatches(rows, plan, 1, SEED, start, BLOCKS), start):
+        assert set(words.ravel().astype(int).tolist()) <= set(rows.asked), number
+    first = start * plan.num_steps * BATCH_SIZE // window_rows * window_rows
+    last = -(-plan.epoch_steps * BATCH_SIZE // window_rows) * window_rows
+    assert set(rows.asked) == set(order[first:last].tolist())  # nothing of the windows that are done or left out
+
+
+class UnreadableRows(NumberedRows):
+    def will_need(self, start, stop):
+        raise OSError("the disk is gone")
+
+
+def test_a_failure_of_reading_ahead_is_not_lost():
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(train_dispatches(UnreadableRows(1024), plan_epoch(1024, BATCH_SIZE, 4), 1, SEED, 0, BLOCKS))
+
+
+def test_the_orders_are_those_of_earlier_versions():
+    assert epoch_order(10, SEED, 2, DataConfig()).tolist() == GOLDEN_ROWS
+    config = DataConfig(shuffle="blocks", block_rows=3, window_blocks=2)
+    assert epoch_order(10, SEED, 2, config).tolist() == GOLDEN_BLOCKS
+
+
+@pytest.mark.parametrize("config", [DataConfig(), BLOCKS])
+def test_an_order_takes_four_bytes_per_row(config):
+    assert epoch_order(1000, SEED, 0, config).nbytes == 4000

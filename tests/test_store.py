@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from mean_jax.data.store import SPLITS, Store, is_store
+from mean_jax.data import store as store_module
+from mean_jax.data.store import SPLITS, Shard, SplitRows, Store, is_store
 from mean_jax.errors import UserError
 from mean_jax.types import RowLayout
 
@@ -106,3 +107,68 @@ def test_words_unpack_into_a_batch():
 def test_gathered_rows_are_aligned_so_that_jax_need_not_copy_them(store):
     rows = store.split("train")
     assert all(rows.gather(np.arange(count)).ctypes.data % 64 == 0 for count in (1, 7, 100))
+
+
+@pytest.fixture(params=[(1000,), (1, 499, 500), (300, 300, 300, 100)])
+def numbered(request, tmp_path) -> SplitRows:
+    """Rows of three words, 3 * number + 0, 1, 2, in some shards."""
+    words = np.arange(3000, dtype=np.float32).reshape(1000, 3)
+    shards = []
+    for index, part in enumerate(np.split(words, np.cumsum(request.param)[:-1])):
+        part.tofile(tmp_path / f"{index}.bin")
+        shards.append(Shard(f"{index}.bin", "", len(part), "", ""))
+    return SplitRows(tmp_path, tuple(shards), RowLayout(2, 0, 1))
+
+
+@pytest.mark.parametrize("index_type", [np.int32, np.int64])
+@pytest.mark.parametrize("count", [1, 5, 130, 997, 5000])  # by one thread and by several
+def test_rows_of_several_shards(numbered, index_type, count):
+    chosen = np.random.default_rng(count).integers(0, 1000, count).astype(index_type)
+    np.testing.assert_array_equal(numbered.gather(chosen), 3 * chosen[:, None] + np.arange(3)[None])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1000), (0, 2), (298, 303), (500, 500), (999, 1000), (450, 950)])
+def test_a_run_of_rows(numbered, start, stop):
+    words = numbered.gather(np.arange(start, stop))
+    np.testing.assert_array_equal(words, np.arange(3 * start, 3 * stop).reshape(-1, 3))
+    np.testing.assert_array_equal(numbered.gather(np.arange(start, stop)[::-1]), words[::-1])
+
+
+def test_what_only_looks_like_a_run(numbered):
+    chosen = np.array([3, 9, 5, 6])  # the ends are right, the middle is not
+    np.testing.assert_array_equal(numbered.gather(chosen)[:, 0], 3 * chosen)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1000), (10, 20), (250, 750), (990, 2000), (1000, 2000)])
+def test_every_byte_that_is_needed_is_asked_for_in_small_pieces(numbered, monkeypatch, start, stop):
+    asked = {}
+
+    def note(file, position, size, advice):
+        assert 0 < size <= 64
+        assert advice == store_module.os.POSIX_FADV_WILLNEED
+        path = store_module.os.readlink(f"/proc/self/fd/{file}")
+        asked.setdefault(Path(path).stem, []).extend(range(position, position + size))
+
+    monkeypatch.setattr(store_module, "_ADVICE_BYTES", 64)
+    monkeypatch.setattr(store_module.os, "posix_fadvise", note)
+    numbered.will_need(start, stop)
+    assert all(len(values) == len(set(values)) for values in asked.values())
+    expected = {}
+    ends = np.cumsum([shard.rows for shard in numbered._shards])
+    for row in range(start, min(stop, 1000)):
+        index = int(np.searchsorted(ends, row, side="right"))
+        own = row - (ends[index - 1] if index else 0)
+        expected.setdefault(str(index), []).extend(range(12 * own, 12 * own + 12))
+    assert asked == expected
+
+
+def test_closed_rows_leave_no_file_open(tmp_path):
+    np.zeros(30, np.float32).tofile(tmp_path / "a.bin")
+    rows = SplitRows(tmp_path, (Shard("a.bin", "", 10, "", ""),), RowLayout(2, 0, 1))
+    words = rows.gather(np.array([1, 0]))
+    before = [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in str(link.resolve())]
+    assert before
+    del rows
+    after = [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in str(link.resolve())]
+    assert not after
+    assert not words.any()

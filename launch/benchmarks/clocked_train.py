@@ -35,12 +35,13 @@ class Clock:
     """Seconds of each epoch: of the bare dispatches, of the loop around as many, and of the loop's parts.
 
     `feed` is the wait for rows and their way to the devices, `call` the call of the dispatch, `wait` that for the
-    devices, `meter` the reading of the losses after it.
+    devices, `meter` the reading of the losses after it. `cpu` is what the loop's thread computed in all that time: on
+    busy cores the others also hold waits for a core.
     """
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
-        self._start = 0.0
+        self._start, self._cpu_start = 0.0, 0.0
 
     def dispatches(self, source: Iterator[Any], per_epoch: int) -> Iterator[Any]:
         """Yields the dispatches of a feed with clocks around them.
@@ -55,7 +56,7 @@ class Clock:
         if per_epoch < 2:
             raise UserError("--data: an epoch of the store is a single dispatch; give more rows or smaller dispatches")
         for number in range(sys.maxsize):
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.thread_time()
             dispatch = next(source, None)
             if dispatch is None:
                 return
@@ -63,7 +64,7 @@ class Clock:
                 run = functools.partial(self._run_bare, dispatch, per_epoch - 1)
             else:
                 if number % per_epoch == 1:
-                    self._start = start
+                    self._start, self._cpu_start = start, cpu_start
                 self.add("feed", start)
                 run = functools.partial(self._run, dispatch)
             yield dispatch._replace(run=run)
@@ -73,6 +74,7 @@ class Clock:
         now, epoch = time.perf_counter(), self.epochs[-1]
         epoch[name] += now - start
         epoch["loop"] = now - self._start
+        epoch["cpu"] = time.thread_time() - self._cpu_start
 
     @property
     def is_running(self) -> bool:
@@ -93,7 +95,7 @@ class Clock:
         for _ in range(count):
             result = dispatch.run(result[0])
         jax.block_until_ready(result)
-        parts = dict.fromkeys(("feed", "call", "wait", "meter", "loop"), 0.0)
+        parts = dict.fromkeys(("feed", "call", "wait", "meter", "loop", "cpu"), 0.0)
         steps = float(count * dispatch.num_steps)
         self.epochs.append({"steps": steps, "bare": time.perf_counter() - start, **parts})
         return result
@@ -121,13 +123,15 @@ def install(clock: Clock) -> None:
             super().push(first_step, last_step, metrics)
 
         def read(self, is_active_R: Any) -> None:
+            last, self._last = self._last, None
+            is_timed = last is not None and clock.is_running  # the loop also asks when there is nothing to read
             start = time.perf_counter()
-            jax.block_until_ready(self._last)
-            if clock.is_running:
+            jax.block_until_ready(last)
+            if is_timed:
                 clock.add("wait", start)
             start = time.perf_counter()
             super().read(is_active_R)
-            if clock.is_running:
+            if is_timed:
                 clock.add("meter", start)
 
     loop.make_feed = make_clocked_feed
@@ -151,7 +155,7 @@ def main() -> None:
     clock = Clock()
     install(clock)
     workdir = _WORKDIR.value
-    alone = ["--num_processes=1"] if _APART.value else []
+    alone = ["--num_processes=1", "--process_id=0"] if _APART.value else []
     where = [f"--workdir={workdir}-{process}" if _APART.value else f"--workdir={workdir}"]
     sys.argv = [sys.argv[0], *sys.argv[split + 1 :], *where, *alone]
     try:

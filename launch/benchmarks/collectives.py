@@ -36,9 +36,7 @@ from mean_jax.sharding import make_mesh, state_shardings
 from mean_jax.training.step import make_dispatch
 
 _FLAGS = flags.FlagValues()  # of this command alone
-_REPLICA = flags.DEFINE_list(
-    "replica", ["1"], "Sizes of the mesh axis replica; a table for each.", flag_values=_FLAGS
-)
+_REPLICA = flags.DEFINE_list("replica", ["1"], "Sizes of the mesh axis replica; a table for each.", flag_values=_FLAGS)
 _NUM_FEATURES = flags.DEFINE_integer("num_features", 720, "Numeric features F.", lower_bound=1, flag_values=_FLAGS)
 _NUM_HORIZONS = flags.DEFINE_integer("num_horizons", 4, "Models: horizons.", lower_bound=1, flag_values=_FLAGS)
 _NUM_SEEDS = flags.DEFINE_integer("num_seeds", 1, "Models per horizon.", lower_bound=1, flag_values=_FLAGS)
@@ -203,9 +201,18 @@ def collectives_table(collectives: Sequence[Collective], num_devices: int) -> st
                 f"{each.num_bytes:,}",
                 f"{sent_bytes(each, size):,.0f}",
                 f"{max(1, len(each.groups))} x {size}",
+                f"`{'/'.join(each.source.split('/')[-3:])}`",
             ]
         )
-    head = ["collective", "once per", "array per device", "bytes", "bytes sent per device, ring", "groups x devices"]
+    head = [
+        "collective",
+        "once per",
+        "array per device",
+        "bytes",
+        "bytes sent per device, ring",
+        "groups x devices",
+        "from",
+    ]
     return table(head, lines) if lines else "No collectives."
 
 

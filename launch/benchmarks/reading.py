@@ -52,12 +52,13 @@ _FOLDER = flags.DEFINE_string("folder", None, "Where the stores go; a temporary 
 _TRAIN = flags.DEFINE_string(
     "train",
     None,
-    "Only train one horizon from this folder, SHUFFLE:FOLDER: how the parent runs it.",
+    "Only train from SHUFFLE:FOLDER: how the parent runs it.",
     flag_values=_FLAGS,
 )
 _SHUFFLES: tuple[DataConfig, ...] = (DataConfig(shuffle="rows"), DataConfig(shuffle="blocks"))
 _UNTIMED = 3  # dispatches: what the pipeline has made ready before
 _SEED = 0
+_MANY_EPOCHS = 1000
 
 Samples = dict[str, list[float]]
 
@@ -141,9 +142,9 @@ class StoreSteps:
         self._plan = plan
 
     def start(self, rows: SplitRows, config: DataConfig) -> Callable[[int], None]:
-        """Returns the function that trains that many dispatches of an epoch that begins anew."""
+        """Returns the function that trains that many dispatches, from the beginning of the first epoch."""
         rule = self._program.step_rule(rows.layout)
-        order = Order(self._plan, 1, _SEED)
+        order = Order(self._plan, _MANY_EPOCHS, _SEED)
         dispatches = make_feed(rule, self._mesh, self._shardings, rows, order, config)(0)
 
         def run(count: int) -> None:
@@ -249,7 +250,7 @@ def _beyond_memory(program: Program, steps: dict[str, Steps], store: DiskStore, 
 
 
 def _train_alone(argument: str) -> None:
-    """Trains one horizon for an epoch: the process whose memory the parent measures."""
+    """Trains one horizon for as many steps on any number of rows: the process whose memory the parent measures."""
     shuffle, _, folder = argument.partition(":")
     config = next(config for config in _SHUFFLES if config.shuffle == shuffle)
     program = make_program(_FEATURES.value, _HORIZONS.value)
@@ -262,7 +263,7 @@ def _train_alone(argument: str) -> None:
     shards = all_shards[: int(np.searchsorted(ends, _ROWS.value)) + 1]
     plan = plan_of(program, _ROWS.value, 1)
     rows = open_rows(Path(folder), shards, layout)
-    # The whole order is drawn; of its dispatches enough to have the pipeline and the allocator settle.
+    # Enough dispatches to have the pipeline and the allocator settle; a small store is gone through more than once.
     StoreSteps(program, 1, plan).start(rows, config)(_UNTIMED + 2 * _DISPATCHES.value)
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 import time
 from typing import Any
+import weakref
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from mean_jax.types import RowLayout
 SHARD_BYTES = 256 << 20  # as mean-jax-prepare writes them
 _BLOCK_BYTES = 4 << 20  # of the sequential reads
 _ROWS_PER_WRITE = 16_384
+_CLOSING_SECONDS = 30.0
+_READING_SECONDS = 0.5  # for what was asked of the disk to arrive
+_OPEN: weakref.WeakSet[SplitRows] = weakref.WeakSet()
 
 
 def write_store(folder: Path, layout: RowLayout, num_rows: int) -> tuple[Shard, ...]:
@@ -47,18 +51,30 @@ def write_store(folder: Path, layout: RowLayout, num_rows: int) -> tuple[Shard, 
 
 def open_rows(folder: Path, shards: Sequence[Shard], layout: RowLayout) -> SplitRows:
     """Returns the rows of such shards."""
-    return SplitRows(folder, tuple(shards), layout)
+    rows = SplitRows(folder, tuple(shards), layout)
+    _OPEN.add(rows)
+    return rows
 
 
 def drop_pages(folder: Path, shards: Sequence[Shard]) -> None:
-    """Has the system forget the pages of the shards; those of rows that are still open would stay."""
-    gc.collect()
-    for shard in shards:
-        file = os.open(folder / shard.file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(file)
+    """Has the system forget the pages of the shards.
+
+    Raises:
+      UserError: rows are still open, whose pages would stay.
+    """
+    deadline = time.monotonic() + _CLOSING_SECONDS
+    while gc.collect() or _OPEN:  # the threads of a pipeline end some time after it
+        if time.monotonic() > deadline:
+            raise UserError(f"{folder}: {len(_OPEN)} readers of the store are still open; its pages cannot be dropped")
+        time.sleep(0.05)
+    for pause in (_READING_SECONDS, 0.0):  # pages that are just being read are kept by the first advice
+        for shard in shards:
+            file = os.open(folder / shard.file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(file)
+        time.sleep(pause)
 
 
 def read_sequentially(folder: Path, shards: Sequence[Shard]) -> int:

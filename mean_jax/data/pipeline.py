@@ -7,7 +7,7 @@ process reads its own part of each batch.
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -51,14 +51,15 @@ def epoch_order(num_rows: int, seed: int, epoch: int, config: DataConfig) -> np.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     # The one array of a training that grows with the rows: four bytes each, shuffled where it is.
-    index_type = np.int32 if num_rows <= np.iinfo(np.int32).max else np.int64
+    is_small = num_rows + config.block_rows <= np.iinfo(np.int32).max
+    index_type: np.dtype[Any] = np.dtype(np.int32 if is_small else np.int64)
     if config.shuffle == "rows":
         order = np.arange(num_rows, dtype=index_type)
         generator.shuffle(order)
         return order
     size = min(config.block_rows, num_rows)
-    starts = size * generator.permutation(-(-num_rows // size))
-    order = (starts.astype(index_type)[:, None] + np.arange(size, dtype=index_type)).ravel()
+    starts = size * generator.permutation(-(-num_rows // size)).astype(index_type)
+    order = (starts[:, None] + np.arange(size, dtype=index_type)).ravel()
     order = order[order < num_rows]
     window = size * config.window_blocks
     num_whole = num_rows // window * window
@@ -113,7 +114,8 @@ class _DispatchSource:
         window = self._config.block_rows * self._config.window_blocks
         first, last = position // window, (position + size - 1) // window
         self._asked = {number: asked for number, asked in self._asked.items() if number >= first}
-        for number in range(first, last + 2):
+        in_epoch = -(-self._plan.epoch_steps * self._plan.batch_size // window)
+        for number in range(first, min(last + 2, in_epoch)):
             if number not in self._asked:
                 rows_B = self._order[number * window : (number + 1) * window]
                 self._asked[number] = self._asker.submit(self._ask, rows_B)
