@@ -5,4 +5,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" "[dev]"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"

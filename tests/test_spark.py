@@ -29,10 +29,12 @@ if not (os.environ.get("JAVA_HOME") or shutil.which("java")):
     pytest.skip("no Java runtime is installed", allow_module_level=True)
 
 pytestmark = [
+    # PySpark forks to start Java; other tests of the same process may have loaded JAX, which warns of any fork.
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     # Ibis calls a method that DuckDB 2 deprecates; PySpark leaves it to the collector to close its sockets.
     pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
 ]
 
 # For small data: few partitions, little compilation.
