@@ -82,18 +82,26 @@ def _is_undecodable(row: list[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def unclosed_quote(file: Path, stamp: FileStamp) -> str | None:
-    """Returns the fault of a file with an odd number of quotes, else None.
+def unclosed_quote(file: Path, stamp: FileStamp, num_rows: int) -> str | None:
+    """Returns the fault of a file with quotes whose rows are fewer than its lines, if it has one, else None.
 
-    Arrow does not complain of a last quote that is never closed: it takes all rows behind it for one value.
+    Arrow does not complain of a quote that is closed by that of a later row, or never: it takes the rows between for
+    one value. A value may hold line breaks, so only a second reading tells.
 
     Args:
       file: a CSV file.
       stamp: of the file as it is now; a file is read once however often it is asked for.
+      num_rows: that Arrow read of it, without the header.
     """
+    num_quotes = num_lines = 0
+    last = b""
     try:
         with _opener(file)(file, "rb") as content:
-            num_quotes = sum(chunk.count(b'"') for chunk in iter(lambda: content.read(_CHUNK_BYTES), b""))
+            while chunk := content.read(_CHUNK_BYTES):
+                num_quotes += chunk.count(b'"')
+                num_lines += chunk.count(b"\n")
+                last = chunk[-1:]
     except _DAMAGED_ARCHIVE:
         return None
-    return find_fault(file) if num_quotes % 2 else None
+    num_lines += last != b"\n"
+    return find_fault(file) if num_quotes % 2 or (num_quotes and num_lines != 1 + num_rows) else None

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from stat import S_ISDIR
 import subprocess
 import sys
 
@@ -19,6 +20,8 @@ from mean_jax.data.append import append
 from mean_jax.data.ownership import lock
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import SPLITS, Store
+from mean_jax.errors import UserError
+from mean_jax.fileio import write_json
 from tests.conftest import LABELS, make_table
 from tests.test_prepare import expected_words, files_of, replaced, rows_by_id
 
@@ -167,6 +170,97 @@ def test_a_killed_append_leaves_the_old_store_and_the_next_one_works(copy, store
     shutil.copytree(store.folder, tmp_path / "clean")
     append(str(new_path), tmp_path / "clean")
     assert again == files_of(Store(tmp_path / "clean"))
+
+
+def test_ids_that_are_not_of_the_kind_or_the_width_of_the_store(table, tmp_path):
+    path = tmp_path / "store"
+    pq.write_table(replaced(table, customer_id=np.arange(1000, dtype=np.int32)), tmp_path / "table.parquet")
+    prepare(str(tmp_path / "table.parquet"), path, PrepareOptions(label_columns=LABELS))
+    before = files_of(Store(path))
+    wide = 1000 + np.arange(300)
+    wide[123] = 3_000_000_000
+    pq.write_table(replaced(new_table(), customer_id=wide), tmp_path / "wide.parquet")
+    with pytest.raises(UserError, match=r"wide\.parquet row 124: customer_id 3000000000 does not fit int32"):
+        append(str(tmp_path / "wide.parquet"), path)
+    pq.write_table(replaced(new_table(), customer_id=wide * 1.0), tmp_path / "real.parquet")
+    with pytest.raises(UserError, match=r"customer_id: is of type double; ids are integers or text"):
+        append(str(tmp_path / "real.parquet"), path)
+    assert files_of(Store(path)) == before
+
+
+def test_only_what_an_append_leaves_is_removed(copy, new_path):
+    own, other = copy / ".manifest.json.0123456789ab.tmp", copy / ".notes.txt.0123456789ab.tmp"
+    own.touch()
+    other.touch()
+    append(str(new_path), copy)
+    assert other.exists() and not own.exists()
+
+
+@pytest.mark.parametrize("command", ["prepare", "append"])
+def test_shards_and_folder_are_on_the_disk_before_the_manifest(
+    copy, table_path, new_path, tmp_path, monkeypatch, command
+):
+    fsync, synced, seen = os.fsync, set(), []
+    lib = sys.modules[f"mean_jax.data.{command}"]
+
+    def record(descriptor):
+        fsync(descriptor)
+        stat = os.fstat(descriptor)
+        # A folder counts with the names that it has by then.
+        names = frozenset(os.listdir(descriptor)) if S_ISDIR(stat.st_mode) else None
+        synced.add((stat.st_ino, names))
+
+    def write_manifest(path, kind, version, content):
+        for split in SPLITS:
+            shard = content["splits"][split]["shards"][-1]
+            for name in (shard["file"], shard["ids_file"]):
+                assert ((path.parent / name).stat().st_ino, None) in synced
+                inode = path.parent.stat().st_ino
+                assert any(number == inode and name in (names or ()) for number, names in synced)
+            seen.append(split)
+        write_json(path, kind, version, content)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(lib, "write_json", write_manifest)
+    if command == "prepare":
+        prepare(str(table_path), tmp_path / "new", PrepareOptions(label_columns=LABELS))
+    else:
+        append(str(new_path), copy)
+    assert seen == list(SPLITS)
+
+
+def test_values_beyond_float16_are_counted(table, call, tmp_path):
+    """Columns are wide enough for 16 times the largest training value; what lies beyond is said, not hidden."""
+    pq.write_table(table, tmp_path / "table.parquet")
+    arguments = ("--numeric_type=float16", f"--label_columns={','.join(LABELS)}", "--num_workers=1")
+    code, stderr = call(main, *arguments, f"--input={tmp_path / 'table.parquet'}", f"--output={tmp_path / 'store'}")
+    assert code == 0 and "float16" not in stderr
+    assert re.search(r"passes: check [\d.]+ s, ids [\d.]+ s, read [\d.]+ s, sort [\d.]+ s\n", stderr)
+    store = Store(tmp_path / "store")
+    new = new_table()
+    new = replaced(new, spend=new["spend"].to_numpy() * -1e3, orders=new["orders"].to_numpy() * 1e2)
+    pq.write_table(new, tmp_path / "new.parquet")
+    counts = {}
+    for name in ("spend", "orders"):
+        limit = 65504.0 * 2.0 ** store.layout.exponents[store.schema.numeric.index(name)]
+        counts[name] = int((np.abs(new[name].to_numpy().astype(np.float32)) > limit).sum())
+    assert 0 < counts["orders"] < counts["spend"] < 300
+    code, stderr = call(
+        main, "--append", "--num_workers=1", f"--input={tmp_path / 'new.parquet'}", f"--output={tmp_path / 'store'}"
+    )
+    assert code == 0
+    expected = (
+        f"{sum(counts.values())} values of 2 columns exceed what --numeric_type=float16 holds of them and were set to "
+        f"its largest number: most in spend ({counts['spend']}), orders ({counts['orders']})"
+    )
+    assert expected in stderr
+    # Those of the other splits can do so when a store is made: here the last split's rows are all larger.
+    shares = np.repeat(list(SPLITS), [700, 100, 200])
+    spend = np.where(shares == "test", 1e4, 1.0) * table["spend"].to_numpy()
+    pq.write_table(replaced(table, spend=spend, part=shares), tmp_path / "table.parquet")
+    arguments += ("--split_column=part", f"--input={tmp_path / 'table.parquet'}", f"--output={tmp_path / 'other'}")
+    code, stderr = call(main, *arguments)
+    assert code == 0 and re.search(r"\d+ values of 1 columns exceed .* most in spend \(\d+\)", stderr)
 
 
 def test_the_shift_is_said(copy, call, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mean_jax.data import categories
 from mean_jax.data.categories import CategoryCounts
 
 
@@ -43,7 +44,8 @@ def test_a_text_that_no_training_row_has_is_no_value():
     assert counts.num_values == 1
 
 
-def test_a_million_values_are_held_by_the_capacity_and_the_frequent_ones_survive():
+def test_a_million_values_are_held_by_the_capacity_and_the_frequent_ones_survive(monkeypatch):
+    monkeypatch.setattr(categories, "_MIN_HELD", 0)
     rng = np.random.default_rng(1)
     values = np.concatenate([[f"often{i % 20}" for i in range(4000)], [f"once{i}" for i in range(20_000)]])
     rng.shuffle(values)
@@ -53,6 +55,19 @@ def test_a_million_values_are_held_by_the_capacity_and_the_frequent_ones_survive
     vocabulary, per_code = counts.vocabulary(min_count=5)
     assert set(vocabulary) == {f"often{i}" for i in range(20)}
     assert sum(per_code) == counts.num_rows == len(values)  # what was dropped is unknown
+
+
+def test_values_that_become_frequent_late_enter_a_small_vocabulary():
+    """The first rows have 30 values three times each; the next 20 tables have ten others once each, among 90 more."""
+    early = np.repeat([f"early{i}" for i in range(30)], 3)
+    tables = [[*(f"late{i}" for i in range(10)), *(f"once{table}-{i}" for i in range(90))] for table in range(20)]
+    total = CategoryCounts(10)
+    for values in (early, *tables):
+        total.merge(counted(values, capacity=10))
+    vocabulary, per_code = total.vocabulary(min_count=1)
+    assert vocabulary == tuple(f"late{i}" for i in range(10))
+    assert per_code == (90 + 20 * 90, 0, *[20] * 10)
+    assert total.is_cut(min_count=1) and not total.is_pruned
 
 
 def test_the_capacity_bounds_the_vocabulary():

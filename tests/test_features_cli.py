@@ -5,6 +5,7 @@ import datetime
 import errno
 import gzip
 from pathlib import Path
+import re
 import sys
 from typing import Any
 
@@ -270,10 +271,10 @@ def test_a_mistake_is_one_line(
         (
             "log.csv",
             b"customer_id,timestamp,amount\n1,2020-01-01\n",
-            ["log.csv line 2: has 2 fields"],
+            ["log.csv line 2: 2 fields, the header has 3"],
         ),
         ("log.csv", b"customer_id,timestamp,amount\n\xff,2020-01-01,1\n", ["log.csv line 2: is not UTF-8"]),
-        ("log.csv", b"customer_id;timestamp;amount\n1;2020-01-01;1\n", ["--id_column", "customer_id;timestamp;amount"]),
+        ("log.csv", b"customer_id;timestamp;amount\n1;2020-01-01;1\n", ["log.csv", "separated by ';'"]),
         ("log.csv", b"customer_id,timestamp,amount\n1,2020-01-01,1 EUR\n", ["--amount_column", "'1 EUR'"]),
         ("log.csv.gz", b"\x1f\x8bnot really", ["log.csv.gz", "cannot be read"]),
     ],
@@ -289,9 +290,9 @@ def test_an_unreadable_file_is_one_line(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("7,2020-01-01", ["has 2 fields where the header has 3"]),
-        ("7,2020-01-01,1,00", ["has 4 fields where the header has 3"]),
-        ('7,"2020-01-01,1', ["fields where the header has 3"]),
+        ("7,2020-01-01", ["2 fields, the header has 3"]),
+        ("7,2020-01-01,1,00", ["4 fields, the header has 3"]),
+        ('7,"2020-01-01,1', ["a quoted value that begins there is not closed"]),
     ],
 )
 @pytest.mark.parametrize("is_zipped", [False, True])
@@ -307,9 +308,30 @@ def test_a_broken_line_of_a_csv_is_named_by_its_number(
     assert all(word in error for word in [f"{file} line {len(lines) + 1}: ", *words]), error
 
 
-@pytest.mark.parametrize("how", ["written", "deleted"])
+@pytest.mark.parametrize("quoted_rows", [(150,), (10, 30)], ids=["open to the end", "closed by a later row"])
+def test_a_quote_that_swallows_rows_is_refused(command: Command, tmp_path: Path, quoted_rows: tuple[int, ...]) -> None:
+    """Arrow would take the rows behind the quote for one value and say nothing."""
+    lines = [f"{row % 7},2020-01-{1 + row % 28:02d},1,plain" for row in range(400)]
+    for row in quoted_rows:
+        lines[row] = lines[row].replace("plain", '"5 inch')
+    file = tmp_path / "log.csv"
+    file.write_text("\n".join(["customer_id,timestamp,amount,item", *lines]) + "\n")
+    error = fails(command, tmp_path, f"--transactions={file}", f"--output={tmp_path / 'o.parquet'}")
+    assert f"{file} line {quoted_rows[0] + 2}: a quoted value that begins there is not closed" in error
+
+
+def test_quoted_line_breaks_are_read(command: Command, tmp_path: Path) -> None:
+    """Also where they stand on the edge of a block."""
+    lines = [f'{row % 7},2020-{1 + row % 9:02d}-01,1,"two\nlines"' for row in range(60_000)]
+    file = tmp_path / "log.csv"
+    file.write_text("\n".join(["customer_id,timestamp,amount,item", *lines]) + "\n")
+    command(f"--transactions={file}", f"--output={tmp_path / 'o.parquet'}", "--horizons=30")
+    assert pq.read_table(tmp_path / "o.parquet").num_rows == 7
+
+
+@pytest.mark.parametrize(("how", "what"), [("written", "changed"), ("deleted", "vanished")])
 def test_a_file_that_changes_while_it_is_read_is_one_line(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, what: str
 ) -> None:
     stream = DuckDB.stream
     transactions = write_log(tmp_path / "log.parquet", good_log())
@@ -324,7 +346,7 @@ def test_a_file_that_changes_while_it_is_read_is_one_line(
     monkeypatch.setattr(DuckDB, "stream", change)
     error = command(transactions, f"--output={tmp_path / 'o.parquet'}", "--horizons=30", code=2)
     assert error.startswith("error: ")
-    assert f"{tmp_path / 'log.parquet'} changed while it was read" in error
+    assert f"{tmp_path / 'log.parquet'}: {what} while it was read" in error
     assert len(list(tmp_path.iterdir())) == 1, "no output and no scratch"
 
 
@@ -340,7 +362,7 @@ def test_a_file_that_breaks_while_it_is_read_is_named_as_changed(
 
     monkeypatch.setattr(DuckDB, "read_log", truncate)
     error = fails(command, tmp_path, transactions, f"--output={tmp_path / 'o.parquet'}")
-    assert "changed while it was read" in error
+    assert re.search(r"changed from \d+ to 1000 bytes while it was read", error)
 
 
 @pytest.mark.parametrize(

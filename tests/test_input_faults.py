@@ -260,6 +260,25 @@ def test_the_line_of_a_broken_row(tmp_path, name, num_rows, fault):
                 read(path, columns)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_two_quotes_that_swallow_the_rows_between(tmp_path, name):
+    rows = [f"{row},x" for row in range(100)]
+    rows[10], rows[30] = '10,"Bob', '30,"Bob'
+    path = write_csv(tmp_path / name, "\n".join(["id,x", *rows]))
+    for columns in (None, ["id"]):
+        with pytest.raises(UserError, match=rf"^{path} line 12: a quoted value that begins there is not closed"):
+            read(path, columns)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_only_files_whose_quotes_may_hide_rows_are_read_again(tmp_path, monkeypatch, end):
+    searched = []
+    monkeypatch.setattr(csv_faults, "find_fault", searched.append)
+    path = write_csv(tmp_path / "a.csv", f'id,x\r\n1,"a, ""b"""\r\n2,5" by 6"{end}')
+    assert read(path)["x"].to_pylist() == ['a, "b"', '5" by 6"']
+    assert bool(searched) == (end == "\n\n")  # an empty line looks like one that a value holds
+
+
 def test_a_quote_that_the_end_of_the_file_leaves_open(tmp_path):
     refused(write_csv(tmp_path / "a.csv", 'id,x\n1,a\n2,"b'), r"a\.csv line 3: a quoted value that begins there is not")
 
@@ -369,5 +388,7 @@ def test_features_beyond_the_integers_of_a_float_are_rounded(tmp_path):
 @pytest.mark.parametrize("column", ["spend", "cltv_30"])
 def test_numbers_beyond_float64(tmp_path, text, column):
     path = write_csv(tmp_path / "a.csv", labelled(**{column: text}))
-    with pytest.raises(UserError, match=rf"a\.csv row 300: column {column}\b.* is .*; expected a finite number below"):
+    with pytest.raises(
+        UserError, match=rf"a\.csv row 300: column {column}\b.* is '{text}'; expected a finite number below"
+    ):
         prepare(str(path), tmp_path / "store", PrepareOptions())

@@ -293,3 +293,44 @@ def test_ids_of_csv_are_text_unless_all_are_written_as_integers(run_path, table,
     (tmp_path / "a.csv").write_text("\n".join(["customer_id,spend,orders,age,is_member,channel,city", *lines]))
     score(str(run_path), str(tmp_path / "a.csv"), tmp_path / "scores")
     assert read_scores(tmp_path / "scores")["customer_id"].to_pylist() == list(map(type(ids[0]), ids))
+
+
+def test_a_csv_of_many_parts_is_read_once(run_path, table, tmp_path, monkeypatch):
+    from mean_jax.data.units import Unit
+
+    channel = table.column("channel").cast("string")
+    plain = table.set_column(table.schema.get_field_index("channel"), "channel", channel)
+    pa_csv.write_csv(plain, tmp_path / "customers.csv")
+    read = []
+    rows_of = Unit.rows
+
+    def counting(unit, columns):
+        for rows in rows_of(unit, columns):
+            read.append(rows.batch.num_rows)
+            yield rows
+
+    monkeypatch.setattr(Unit, "rows", counting)
+    assert score(str(run_path), str(tmp_path / "customers.csv"), tmp_path / "scores", rows_per_part=90) == 1000
+    assert sum(read) == 1000
+    ids = pq.read_table(tmp_path / "scores").column("customer_id")
+    assert ids.to_pylist() == table.column("customer_id").to_pylist()
+
+
+def test_a_part_that_this_process_does_not_see_is_no_success(run_path, table_path, tmp_path, monkeypatch):
+    """As where a network file system shows the files of another host late."""
+    from mean_jax.scoring import score as module
+
+    opened = module._open_job
+
+    def without_the_last_part(folder, identity):
+        job = opened(folder, identity)
+        job.own.pop(3, None)
+        return job
+
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"shows 3 of 4 parts; .* run the same command"):
+        patch.setattr(module, "_open_job", without_the_last_part)
+        score(str(run_path), str(table_path), tmp_path / "scores", rows_per_part=300)
+    assert "_SUCCESS" not in names_in(tmp_path / "scores")
+    assert score(str(run_path), str(table_path), tmp_path / "scores", rows_per_part=300) == 1000
+    assert names_in(tmp_path / "scores")[0] == "_SUCCESS"

@@ -147,6 +147,16 @@ def test_rows_that_stay_on_the_devices_give_the_batches_of_the_host(numeric_type
     assert_trees_close(states["host"], states["device"], rtol=1e-5, atol=1e-7)
 
 
+def test_a_long_epoch_is_several_dispatches_of_resident_rows(store):
+    program, mesh = Program(tiny_config(), store.schema, store.transform), one_device()
+    order = Order(EpochPlan(64, 3, 3), 2, 5, max_resident_steps=4)
+    config = DataConfig(placement="device")
+    rule, shardings = program.step_rule(store.layout), shardings_of(program, mesh)
+    feed = make_feed(rule, mesh, shardings, store.split("train"), order, config)
+    assert [dispatch.num_steps for dispatch in feed(0)] == [4, 4, 1, 4, 4, 1]
+    assert [dispatch.num_steps for dispatch in feed(7)] == [2, 4, 4, 1]
+
+
 @pytest.mark.parametrize("placement", ["host", "device"])
 def test_the_words_of_a_batch_are_the_same_bits_on_any_mesh(placement, store):
     """NaN payloads and category codes survive being divided, gathered and summed."""

@@ -172,3 +172,15 @@ def test_closed_rows_leave_no_file_open(tmp_path):
     after = [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in str(link.resolve())]
     assert not after
     assert not words.any()
+
+
+def test_the_limit_of_open_files_grows_with_the_shards(monkeypatch):
+    from mean_jax.data import store as module
+
+    asked = []
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (1024, 1_000_000))
+    monkeypatch.setattr(module.resource, "setrlimit", lambda _, limits: asked.append(limits))
+    module._allow_open_files(100)
+    assert asked == []
+    module._allow_open_files(2000)
+    assert asked == [(2256, 1_000_000)]

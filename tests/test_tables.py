@@ -56,7 +56,6 @@ def test_rows_know_their_file_and_row(tmp_path, monkeypatch):
         assert [rows.batch.num_rows for rows in stream] == [4, 4, 2]
         assert stream[1].batch["id"][1].as_py() == first + 5
         assert stream[1].place(1) == f"{tmp_path / name} row 6"
-        assert stream[1].place_of(np.array([3, 1]))(1) == f"{tmp_path / name} row 6"
 
 
 def test_a_file_without_rows_gives_no_batch(folder):

@@ -53,6 +53,30 @@ def test_csv_files_stay_whole_and_small_ones_go_together(tmp_path, monkeypatch):
     assert [unit.num_rows for unit in found] == [None, None]
 
 
+def test_a_footer_is_parsed_once_for_the_units_of_a_file(folder, monkeypatch):
+    parsed, given = [], []
+    read_metadata, parquet_file = pq.read_metadata, pq.ParquetFile
+    monkeypatch.setattr(pq, "read_metadata", lambda file: parsed.append(file.name) or read_metadata(file))
+    monkeypatch.setattr(
+        pq,
+        "ParquetFile",
+        lambda *args, metadata=None, **kwargs: given.append(metadata) or parquet_file(*args, **kwargs),
+    )
+    found = split_units(open_tables(str(folder), "--input"))
+    names = ["a.parquet", "b.parquet", "c.parquet"]
+    assert parsed == names
+    assert ids_of(found) == list(range(260))
+    assert parsed == 2 * names  # when they are divided, and at the first unit of each
+    assert len(given) == 5 and None not in given
+
+
+def test_a_file_that_is_written_again_before_it_is_divided_has_changed(folder):
+    source = open_tables(str(folder), "--input")
+    (folder / "c.parquet").write_bytes(b"PAR1 and not yet more")
+    with pytest.raises(UserError, match=r"c\.parquet: changed from \d+ to 21 bytes while it was read"):
+        split_units(source)
+
+
 def test_a_damaged_or_changed_file_is_named(folder):
     source = open_tables(str(folder), "--input")
     found = split_units(source)

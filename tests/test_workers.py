@@ -1,6 +1,7 @@
 """Worker processes: order, errors and ends."""
 
 import errno
+from multiprocessing.context import SpawnProcess
 import os
 import signal
 import subprocess
@@ -25,6 +26,8 @@ def work(task: int) -> tuple[int, int]:
         raise ValueError("a defect")
     if task == 103:
         os.kill(os.getpid(), signal.SIGKILL)
+    if task == 104:
+        os.kill(os.getpid(), signal.SIGTERM)
     return task * task, os.getpid()
 
 
@@ -68,6 +71,7 @@ def test_one_worker_or_one_task_stays_in_this_process():
             UserError,
             "--num_workers=2: a worker process was ended by signal 9, most likely because memory ran",
         ),
+        ([5, 104], UserError, "--num_workers=2: a worker process was ended by signal 15; run again"),
     ],
 )
 def test_the_first_failing_task_is_raised_here(tasks, kind, message):
@@ -75,6 +79,22 @@ def test_the_first_failing_task_is_raised_here(tasks, kind, message):
         list(workers.map(work, tasks))
     if kind is ValueError:
         assert "in work" in failure.value.__notes__[0]
+
+
+def test_an_interrupted_start_is_raised_as_such(monkeypatch):
+    """Leaving the context must not fail at the process that never started."""
+    start, started = SpawnProcess.start, []
+
+    def second_is_interrupted(process):
+        if started:
+            raise KeyboardInterrupt
+        start(process)
+        started.append(process.pid)
+
+    monkeypatch.setattr(SpawnProcess, "start", second_is_interrupted)
+    with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
+        list(workers.map(work, [5, 6]))
+    assert not is_running(started[0])
 
 
 def test_workers_end_with_a_parent_that_is_killed():

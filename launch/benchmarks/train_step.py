@@ -25,16 +25,13 @@ from typing import Any
 from absl import flags
 import jax
 import jax.numpy as jnp
+from made_up import make_program
 import numpy as np
 
 from mean_jax.cli import common
-from mean_jax.config import load_config, parse_config
 from mean_jax.data.pipeline import plan_epoch, train_dispatches
-from mean_jax.data.schema import Schema
 from mean_jax.data.store import Shard, SplitRows
-from mean_jax.data.transform import KNOT_LEVELS, LABEL_LEVELS, Transform
 from mean_jax.errors import UserError
-from mean_jax.models import MODEL_CONFIGS
 from mean_jax.run import Program
 from mean_jax.sharding import data_mesh, state_shardings
 from mean_jax.training.state import TrainState, init_state
@@ -51,33 +48,6 @@ _SQUARE_SIZE = 2048
 _LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order
 
 Contender = Callable[[int], None]  # runs that many dispatches to their end
-
-
-def _program(num_features: int, num_horizons: int) -> Program:
-    """Returns the program of configs/mean.py on made-up constants; half of the columns take the signed log."""
-    schema = Schema(
-        id_name="id",
-        id_type="int64",
-        labels=tuple(f"cltv_{index}" for index in range(num_horizons)),
-        numeric=tuple(f"x_{index}" for index in range(num_features)),
-        categorical=(),
-        split=(1.0, 0.0, 0.0),
-        split_seed=0,
-        split_column=None,
-    )
-    transform = Transform(
-        is_log=np.arange(num_features) % 2 == 0,
-        mean=np.zeros(num_features, np.float32),
-        std=np.ones(num_features, np.float32),
-        missing_rate=np.zeros(num_features, np.float32),
-        knots=np.zeros((num_features, len(KNOT_LEVELS)), np.float32),
-        vocabularies=(),
-        category_counts=(),
-        positive_quantiles=np.tile(np.exp(5.0 * LABEL_LEVELS), (num_horizons, 1)),
-        positive_rate=np.full(num_horizons, 0.3),
-        label_mean=np.full(num_horizons, 10.0),
-    )
-    return Program(parse_config(load_config("mean"), MODEL_CONFIGS), schema, transform)
 
 
 def _words(layout: RowLayout, num_rows: int) -> np.ndarray:
@@ -258,7 +228,7 @@ def _print_report(program: Program, seconds: dict[str, np.ndarray]) -> None:
 
 
 def _main() -> None:
-    program = _program(_NUM_FEATURES.value, _NUM_HORIZONS.value)
+    program = make_program(_NUM_FEATURES.value, _NUM_HORIZONS.value)
     train, layout = program.config.train, program.schema.layout
     words_BxW = _words(layout, _NUM_ROWS.value)
     plan = plan_epoch(len(words_BxW), train.batch_size, train.steps_per_dispatch)

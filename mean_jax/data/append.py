@@ -19,7 +19,8 @@ from mean_jax.data.hashing import hash_ids
 from mean_jax.data.ownership import SCRATCH_NAME, lock
 from mean_jax.data.passes import Passes, Plan
 from mean_jax.data.prepare import SHARD_BYTES, log_rows, manifest_splits
-from mean_jax.data.spill import naming
+from mean_jax.data.schema import check_id_type
+from mean_jax.data.spill import naming, sync
 from mean_jax.data.stability import SAMPLE_ROWS, Reference, log_stability
 from mean_jax.data.store import ID_COLUMN, KIND, MANIFEST_NAME, SPLITS, VERSION, Shard, Store
 from mean_jax.data.tables import TableSource, missing_column, open_tables
@@ -35,7 +36,7 @@ _SHARD_FILE = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5,}}(?:\.bin|-ids\.parque
 
 def _remove_strays(store: Store) -> None:
     """Removes what an append that was killed left in the store."""
-    remove_temporaries(store.folder)
+    remove_temporaries(store.folder, MANIFEST_NAME)
     shutil.rmtree(store.folder / _FOLDER_NAME, ignore_errors=True)
     shards = [shard for split in SPLITS for shard in store.shards[split]]
     named = {name for shard in shards for name in (shard.file, shard.ids_file)}
@@ -83,6 +84,7 @@ def _open_input(input_path: str, store: Store) -> tuple[TableSource, pa.DataType
     stored = pq.read_schema(store.folder / first.ids_file).field(ID_COLUMN).type
     given = source.schema.field(schema.id_name).type
     given = given.value_type if pa.types.is_dictionary(given) else given
+    check_id_type(given, schema.id_name)
     if pa.types.is_integer(given) != pa.types.is_integer(stored):
         raise UserError(f"--input: column {schema.id_name} is of type {given}, the ids of the store are {stored}")
     return source, stored
@@ -146,6 +148,7 @@ def append(input_path: str, output: Path, num_workers: int = 1) -> None:
             for shard in shards:
                 for name in (shard.file, shard.ids_file):
                     (folder / name).rename(store.folder / name)
+        sync(store.folder)
         manifest = store.manifest
         content = manifest | {
             "rows": manifest["rows"] + entry["rows"],

@@ -6,16 +6,18 @@ import numpy as np
 import pyarrow as pa
 
 MAX_CATEGORIES = 100_000
-# Distinct values held before the rarest are dropped, for each that the vocabulary may have.
+# Distinct values held before the rarest are dropped: for each that the vocabulary may have, and at the least, so that
+# values that become frequent late are still counted where the vocabulary is small.
 _SLACK = 2
+_MIN_HELD = 200_000
 
 
 class CategoryCounts:
     """How often each value of a column stands in the training rows; mergeable in a fixed order.
 
-    Once more than twice `capacity` values are held, all but the `capacity` most frequent are dropped: exact as long as
-    that never happens. A value that is dropped and comes back counts from there on, so what survives may be counted
-    short, and `num_rows` keeps what was dropped: it counts as unknown.
+    Once more than twice `capacity` values are held, and more than 200,000, all but the more frequent half are dropped:
+    exact as long as that never happens. A value that is dropped and comes back counts from there on, so what survives
+    may be counted short, and `num_rows` keeps what was dropped: it counts as unknown.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -44,8 +46,9 @@ class CategoryCounts:
         self._prune()
 
     def _prune(self) -> None:
-        if len(self._counts) > _SLACK * self._capacity:
-            self._counts = Counter(dict(self._by_frequency()[: self._capacity]))
+        num_held = max(_SLACK * self._capacity, _MIN_HELD)
+        if len(self._counts) > num_held:
+            self._counts = Counter(dict(self._by_frequency()[: num_held // 2]))
             self.is_pruned = True
 
     def _by_frequency(self) -> list[tuple[str, int]]:

@@ -13,8 +13,9 @@ from mean_jax.data.hashing import hash_ids
 from mean_jax.data.tables import TableSource
 from mean_jax.errors import UserError
 
-# Id hashes looked at together when searching for duplicates: 8 MiB of them, and as many bytes read at a time.
-_HASHES_PER_PASS = 1 << 20
+# Id hashes looked at together when searching for duplicates: 64 MiB of them.
+_HASHES_PER_PASS = 1 << 23
+_READ_BYTES = 8 << 20
 # Repeated hashes that are looked up in the input: two ids may share one by chance, but not a thousand pairs of them.
 _MAX_SUSPECTS = 1000
 
@@ -31,6 +32,23 @@ def require_ids(ids: pa.Array, name: str, place: Callable[[int], str]) -> None:
     if values.null_count:
         row = pc.index(values.is_null(), True).as_py()
         raise UserError(f"{place(row)}: column {name} is null; every row needs an id")
+
+
+def cast_ids(ids: pa.Array, kind: pa.DataType, name: str, place: Callable[[int], str]) -> pa.Array:
+    """Returns the ids in the type of the store; raises UserError, which names the row, if one does not fit it."""
+    try:
+        return ids.cast(kind)
+    except pa.ArrowInvalid:
+        for row in range(len(ids)):
+            try:
+                ids.slice(row, 1).cast(kind)
+            except pa.ArrowInvalid:
+                value = ids[row].as_py()
+                raise UserError(
+                    f"{place(row)}: {name} {value!r} does not fit {kind}, the type of the store's ids; "
+                    "leave the row out or make a new store of all rows"
+                ) from None
+        raise
 
 
 def count_unique_ids(source: TableSource, name: str, flag: str) -> int:
@@ -58,23 +76,26 @@ def count_unique_ids(source: TableSource, name: str, flag: str) -> int:
 def repeated_hashes(files: Sequence[Path]) -> np.ndarray:
     """Returns uint64 hashes that stand more than once in files of them, not all of them if there are many.
 
-    The files are read once for every million hashes, so that memory holds so many at a time.
+    The files are read once for every eight million hashes, so that memory holds so many at a time.
     """
     num_hashes = sum(file.stat().st_size for file in files) // np.dtype(np.uint64).itemsize
     num_passes = -(-num_hashes // _HASHES_PER_PASS)
     found: list[np.ndarray] = [np.zeros(0, np.uint64)]
     for index in range(num_passes):
-        kept = [chunk[chunk % np.uint64(num_passes) == index] for chunk in _hash_chunks(files)]
-        sorted_hashes = np.sort(np.concatenate(kept))
-        is_repeated = sorted_hashes[1:] == sorted_hashes[:-1]
-        found.append(np.unique(sorted_hashes[1:][is_repeated])[:_MAX_SUSPECTS])
+        first, end = ((index + step) * 2**64 // num_passes for step in (0, 1))
+        # What is below the first wraps around to a large number.
+        kept = [chunk[chunk - np.uint64(first) <= np.uint64(end - 1 - first)] for chunk in _hash_chunks(files)]
+        hashes = np.concatenate(kept)
+        del kept
+        hashes.sort()
+        found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_MAX_SUSPECTS])
     return np.concatenate(found)[:_MAX_SUSPECTS]
 
 
 def _hash_chunks(files: Sequence[Path]) -> Iterator[np.ndarray]:
     for file in files:
         with open(file, "rb") as content:  # not mapped: the pages would count as this process's memory
-            while data := content.read(8 * _HASHES_PER_PASS):
+            while data := content.read(_READ_BYTES):
                 yield np.frombuffer(data, np.uint64)
 
 

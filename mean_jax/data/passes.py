@@ -13,17 +13,18 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from pathlib import Path
+import time
 
 import numpy as np
 import pyarrow as pa
 
 from mean_jax.data import hashing, statistics
 from mean_jax.data.categories import CategoryCounts
-from mean_jax.data.ids import refuse_repeated, repeated_hashes
+from mean_jax.data.ids import cast_ids, refuse_repeated, repeated_hashes
 from mean_jax.data.labelled import LabelledReader, LabelledRows
 from mean_jax.data.progress import Progress
 from mean_jax.data.schema import Schema
-from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema
+from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema, sync
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.statistics import LabelStatistics, NumericStatistics
 from mean_jax.data.store import SPLITS, Shard
@@ -32,10 +33,12 @@ from mean_jax.data.transform import CategoryEncoder, category_indices, numeric_b
 from mean_jax.data.units import Unit, split_units
 from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
+from mean_jax.log import LOGGER
 from mean_jax.types import RowLayout
 
 _ORDER_SALT = 1  # even salts are those of the split seeds
 _TRAIN, _VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
+_NUM_WORST = 5  # columns that a warning names
 _POSITION_BITS = 40  # of the row within its unit; the unit's index stands above
 
 
@@ -167,7 +170,8 @@ class _SpillUnit:
             if numeric is not None:
                 num_train = int(counts[: self.plan.num_shards[_TRAIN]].sum())
                 numeric.update(found.hashes[order_B[:num_train]], sorted_BxW[:num_train, :num_numeric])
-            ids = found.rows.batch.column(schema.id_name).cast(self.spilled.field("id").type).take(pa.array(order_B))
+            ids = found.rows.batch.column(schema.id_name)
+            ids = cast_ids(ids, self.spilled.field("id").type, schema.id_name, found.rows.place).take(pa.array(order_B))
             positions_B = (row + order_B).astype(np.uint64)
             ends = np.cumsum(counts)
             for shard in np.flatnonzero(counts):
@@ -202,7 +206,7 @@ class _SortShard:
     output: Path
     occupancy: tuple[Reference, int] | None
 
-    def __call__(self, shard: tuple[str, int]) -> tuple[Shard, Occupancy | None]:
+    def __call__(self, shard: tuple[str, int]) -> tuple[Shard, np.ndarray, Occupancy | None]:
         name, num_rows = shard
         return sort_shard(self.scratch, name, num_rows, self.spilled, self.layout, self.output, self.occupancy)
 
@@ -255,7 +259,9 @@ class Passes:
           hash_files: hashes of further ids, none of which may be among the input's.
           places: says for repeated hashes where the further ids that have them stand.
         """
+        start = time.monotonic()
         suspects = repeated_hashes([*sorted(self._scratch.glob("*.hashes")), *hash_files])
+        self.seconds["ids"] = time.monotonic() - start
         if len(suspects):
             elsewhere = places(suspects) if places else None
             refuse_repeated(self._source, self._schema.id_name, "--input", suspects, elsewhere)
@@ -284,21 +290,39 @@ class Passes:
         output: Path,
         occupancy: tuple[Reference, int] | None = None,
     ) -> tuple[dict[str, list[Shard]], Occupancy | None]:
-        """Writes the shards that have rows; returns them by split, and the counts if they are asked for."""
+        """Writes the shards that have rows to the disk; returns them by split, and the counts if they are asked for."""
         counts = zip(plan.names, rows_per_shard.tolist(), strict=True)
         tasks = [(split, name, rows) for (split, name), rows in counts if rows]
         function = _SortShard(self._scratch, self._spilled, layout, output, occupancy)
         shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
         counted: list[Occupancy] = []
+        clipped_C = np.zeros(layout.num_numeric, np.int64)
         with Progress("sort", int(rows_per_shard.sum())) as progress:
             sorted_shards = self._workers.map(function, [(name, rows) for _, name, rows in tasks])
-            for (split, _, rows), (shard, occupied) in zip(tasks, sorted_shards, strict=True):
+            for (split, _, rows), (shard, clipped, occupied) in zip(tasks, sorted_shards, strict=True):
                 shards[split].append(shard)
+                clipped_C += clipped
                 progress.update(rows)
                 if occupied is not None:
                     counted.append(occupied)
+            sync(output)
         self.seconds["sort"] = progress.seconds
+        _warn_of_clipped(self._schema.numeric, clipped_C)
         return shards, functools.reduce(_merged, counted) if counted else None
+
+
+def _warn_of_clipped(names: Sequence[str], clipped_C: np.ndarray) -> None:
+    """Names the columns with the most values beyond the range of float16."""
+    if not clipped_C.any():
+        return
+    worst = [index for index in np.argsort(-clipped_C, kind="stable")[:_NUM_WORST].tolist() if clipped_C[index]]
+    LOGGER.warning(
+        "%d values of %d columns exceed what --numeric_type=float16 holds of them and were set to its largest number: "
+        "most in %s",
+        clipped_C.sum(),
+        np.count_nonzero(clipped_C),
+        ", ".join(f"{names[index]} ({clipped_C[index]})" for index in worst),
+    )
 
 
 def _merged(total: Occupancy, part: Occupancy) -> Occupancy:

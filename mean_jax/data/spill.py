@@ -21,6 +21,7 @@ from mean_jax.types import RowLayout
 
 # Rows written at a time.
 _BLOCK_ROWS = 1 << 13
+_MAX_FLOAT16 = np.float32(np.finfo(np.float16).max)
 
 
 def spill_schema(id_type: pa.DataType, num_words: int) -> pa.Schema:
@@ -36,6 +37,16 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(error.filename or path)) from error
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or what names stand in a folder, outlast a power failure; for folders, where the system can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else naming(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def append_rows(
@@ -69,19 +80,31 @@ def _remove(folder: Path, name: str) -> None:
         path.unlink()
 
 
-def _write_rows(path: Path, layout: RowLayout, rows_BxW: np.ndarray, order_B: np.ndarray) -> str:
-    """Writes rows of the float32 layout in the given order and the given layout; returns their SHA-256."""
+def num_clipped(layout: RowLayout, numeric_BxC: np.ndarray) -> np.ndarray:
+    """Returns, per column [C], how many float32 values the layout cannot hold: they become its largest number."""
+    if layout.numeric_type != "float16":
+        return np.zeros(layout.num_numeric, np.int64)
+    with np.errstate(over="ignore"):  # a limit beyond float32 clips nothing
+        limits_C = np.ldexp(_MAX_FLOAT16, np.array(layout.exponents, np.int32))
+    return np.count_nonzero(np.abs(numeric_BxC) > limits_C, axis=0)
+
+
+def _write_rows(path: Path, layout: RowLayout, rows_BxW: np.ndarray, order_B: np.ndarray) -> tuple[str, np.ndarray]:
+    """Writes rows of the float32 layout in the given order and the given layout; returns SHA-256 and `num_clipped`."""
     digest = hashlib.sha256()
+    clipped_C = np.zeros(layout.num_numeric, np.int64)
     numeric_end, labels_start = layout.num_numeric, rows_BxW.shape[1] - layout.num_labels
     with naming(path), open(path, "wb") as file:
         for start in range(0, len(order_B), _BLOCK_ROWS):
             words_BxW = rows_BxW[order_B[start : start + _BLOCK_ROWS]]
             if layout.numeric_type != "float32":
+                clipped_C += num_clipped(layout, words_BxW[:, :numeric_end])
                 codes_BxD = words_BxW[:, numeric_end:labels_start].view(np.int32)
                 words_BxW = layout.pack(words_BxW[:, :numeric_end], codes_BxD, words_BxW[:, labels_start:])
             digest.update(words_BxW)
             file.write(words_BxW.data)
-    return digest.hexdigest()
+    sync(path)
+    return digest.hexdigest(), clipped_C
 
 
 def sort_shard(
@@ -92,8 +115,8 @@ def sort_shard(
     layout: RowLayout,
     output: Path,
     occupancy: tuple[Reference, int] | None = None,
-) -> tuple[Shard, Occupancy | None]:
-    """Writes a shard in hash order and removes its spill; memory holds the shard once, in float32.
+) -> tuple[Shard, np.ndarray, Occupancy | None]:
+    """Writes a shard in hash order, to the disk, and removes its spill; memory holds the shard once, in float32.
 
     Args:
       folder: of the spill.
@@ -105,7 +128,8 @@ def sort_shard(
       occupancy: count every n-th row in the bins of a reference, given as (reference, n).
 
     Returns:
-      The shard's entry of the manifest, and the counts if they were asked for.
+      The shard's entry of the manifest, per column [C] how many values were clipped, and the counts if they were asked
+      for.
     """
     rows_BxW = np.empty((num_rows, schema.field("row").type.byte_width // 4), np.float32)
     hashes_B, positions_B = np.empty((2, num_rows), np.uint64)
@@ -120,14 +144,15 @@ def sort_shard(
         start += len(batch)
     order_B = np.lexsort((positions_B, hashes_B))
     files = (f"{name}.bin", f"{name}-ids.parquet")
-    rows_sha256 = _write_rows(output / files[0], layout, rows_BxW, order_B)
+    rows_sha256, clipped_C = _write_rows(output / files[0], layout, rows_BxW, order_B)
     sorted_ids = pa.chunked_array(ids).combine_chunks().take(pa.array(order_B))
     with naming(output / files[1]):
         pq.write_table(pa.table({ID_COLUMN: sorted_ids}), output / files[1])
+    sync(output / files[1])
     counts = None
     if occupancy is not None:
         reference, stride = occupancy
         counts = Occupancy(reference)
         counts.update(layout.as_float32, rows_BxW[order_B[::stride]])
     _remove(folder, name)
-    return Shard(*files, num_rows, rows_sha256, file_sha256(output / files[1])), counts
+    return Shard(*files, num_rows, rows_sha256, file_sha256(output / files[1])), clipped_C, counts

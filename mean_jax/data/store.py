@@ -25,6 +25,11 @@ from mean_jax.errors import UserError
 from mean_jax.fileio import file_sha256, read_json
 from mean_jax.types import RowLayout
 
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
 KIND = "mean-jax store"
 VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -32,6 +37,7 @@ SPLITS = ("train", "validation", "test")
 NUMERIC_TYPES = ("float32", "float16")
 ID_COLUMN = "id"
 _ALIGNMENT_BYTES = 64
+_OTHER_FILES = 256  # that a process has open besides the shards
 # macOS has no posix_fadvise; there the maps are left to the system's own reading ahead.
 _HAS_ADVICE = hasattr(os, "posix_fadvise")
 # Linux reads at most a device's read-ahead size per advice and drops the rest; this is the usual smallest size.
@@ -90,6 +96,7 @@ class Store:
         self.shards = {
             split: tuple(Shard(**shard) for shard in manifest["splits"][split]["shards"]) for split in SPLITS
         }
+        _allow_open_files(2 * sum(len(shards) for shards in self.shards.values()))
         for split in SPLITS:
             for shard in self.shards[split]:
                 self._check_shard(shard, verify)
@@ -112,6 +119,17 @@ class Store:
     def split(self, name: str) -> "SplitRows":
         """Returns the rows of the train, validation or test split."""
         return SplitRows(self.folder, self.shards[name], self.layout)
+
+
+def _allow_open_files(num_files: int) -> None:
+    """Raises the process's limit of open files if it can and has to: a shard is open as long as it is mapped."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_files + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 def _aligned_empty(num_rows: int, num_words: int) -> np.ndarray:

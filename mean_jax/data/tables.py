@@ -6,12 +6,11 @@ may differ in the order of their columns and in types that go together: each bat
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import difflib
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -43,10 +42,6 @@ class Rows:
         """Returns 'FILE row N' for a row of the batch; rows count from 1, a CSV header not among them."""
         return f"{self.file} row {self.first_row + index + 1}"
 
-    def place_of(self, positions: np.ndarray) -> Callable[[int], str]:
-        """Returns `place` for a selection of the batch's rows."""
-        return lambda index: self.place(int(positions[index]))
-
 
 @dataclasses.dataclass(frozen=True)
 class TableSource:
@@ -77,7 +72,7 @@ class TableSource:
                 stamp.require(file)  # a file that is being written looks like a damaged one
                 raise _unreadable(file, self.is_csv, error) from error
             stamp.require(file)
-            if self.is_csv and (fault := csv_faults.unclosed_quote(file, stamp)):
+            if self.is_csv and (fault := csv_faults.unclosed_quote(file, stamp, first_row)):
                 raise UserError(f"{file} {fault}")
 
     def _batches(self, file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

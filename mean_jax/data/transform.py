@@ -105,8 +105,9 @@ def numeric_values(column: pa.Array, name: str, place: Callable[[int], str]) -> 
     is_infinite = np.isinf(values)
     if is_infinite.any():
         row = int(np.argmax(is_infinite))
-        number = _wide_values(column.slice(row, 1), name, place)[0]
-        raise UserError(f"{place(row)}: column {name} is {number}; expected a finite number below 3.4e38")
+        is_written = is_text(column.type)
+        shown = repr(column[row].as_py()) if is_written else _wide_values(column.slice(row, 1), name, place)[0]
+        raise UserError(f"{place(row)}: column {name} is {shown}; expected a finite number below 3.4e38")
     return values
 
 

@@ -6,6 +6,7 @@ the middle and stay whole.
 
 from collections.abc import Iterable, Iterator
 import dataclasses
+import functools
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +21,14 @@ UNIT_CSV_BYTES = 64 << 20
 # A batch of 720 columns and its rows stay within the outer caches; larger ones are slower, smaller ones all overhead.
 ROWS_PER_BATCH = 1 << 13
 _BUFFER_BYTES = 1 << 16  # read ahead of each column, so that memory does not grow with the row groups
+
+
+@functools.lru_cache(maxsize=1)  # units come in the order of the files
+def _footer(file: Path, stamp: FileStamp) -> pq.FileMetaData:
+    """Returns the metadata of a Parquet file as it was when it was stamped."""
+    metadata = pq.read_metadata(file)
+    stamp.require(file)
+    return metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +56,8 @@ class Piece:
         schema = pa.schema([self.source.schema.field(name) for name in names])
         self.stamp.require(self.file)
         try:
-            with pq.ParquetFile(self.file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+            metadata = _footer(self.file, self.stamp)
+            with pq.ParquetFile(self.file, metadata=metadata, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
                 for batch in parquet.iter_batches(ROWS_PER_BATCH, row_groups=list(self.row_groups), columns=names):
                     yield Rows(batch.select(names).cast(schema, safe=False), self.file, row)
                     row += batch.num_rows
@@ -80,8 +90,9 @@ def _pieces(source: TableSource) -> Iterator[tuple[Piece, int | None, float]]:
             yield Piece(alone, None, 0), None, stamp.num_bytes / UNIT_CSV_BYTES
             continue
         try:
-            metadata = pq.read_metadata(file)
+            metadata = _footer(file, stamp)
         except (pa.ArrowException, OSError) as error:
+            stamp.require(file)
             raise UserError(f"{file}: cannot be read, mend or replace it: {error}") from error
         first_row = 0
         for group in range(metadata.num_row_groups):

@@ -103,9 +103,9 @@ class Workers:
             while len(self._processes) < number:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(theirs, num_threads), daemon=True)
-                self._processes.append(process)
-                self._connections.append(ours)
                 process.start()
+                self._processes.append(process)  # once it can be killed and waited for
+                self._connections.append(ours)
                 theirs.close()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -165,7 +165,8 @@ class Workers:
         process.join(timeout=5)
         code = process.exitcode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        return UserError(
-            f"--num_workers={self.num_workers}: a worker process was ended {how}, most likely because memory ran out; "
-            "use fewer workers or a machine with more memory"
-        )
+        mend = "run again, with --num_workers=1 if it comes back"
+        if code == -signal.SIGKILL:
+            how += ", most likely because memory ran out"
+            mend = "use fewer workers or a machine with more memory"
+        return UserError(f"--num_workers={self.num_workers}: a worker process was ended {how}; {mend}")

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator
 import contextlib
-import csv
 import dataclasses
-import gzip
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from mean_jax import csv_faults
 from mean_jax.errors import UserError
-from mean_jax.inputs import find_files, is_csv
+from mean_jax.inputs import FileStamp, find_files, is_csv
 
 FLAG = "--transactions"
+_CSV_LAYOUT = pa_csv.ParseOptions(newlines_in_values=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,37 +39,45 @@ class LogFiles:
       parts: the files by schema.
       columns: names of all columns in order of appearance; names that differ by case only are one.
       is_csv: of which kind the files are.
-      stamps: size and time of change of each file before anything was read.
+      file_stamps: of each file before anything was read.
     """
 
     path: str
     parts: tuple[LogPart, ...]
     columns: tuple[str, ...]
     is_csv: bool
-    stamps: dict[Path, tuple[int, int]]
+    file_stamps: dict[Path, FileStamp]
+
+    @property
+    def stamps(self) -> dict[Path, tuple[int, int]]:
+        """Size in bytes and time of change of each file."""
+        return {file: (stamp.num_bytes, stamp.mtime_ns) for file, stamp in self.file_stamps.items()}
 
     def require_unchanged(self) -> None:
         """Raises UserError if a file is gone or was written since `open_log`: half of it may have been read."""
-        for file, stamp in self.stamps.items():
-            if not file.is_file() or _stamp(file) != stamp:
-                raise UserError(f"{FLAG}: {file} changed while it was read; run again once nothing writes to it")
+        for file, stamp in self.file_stamps.items():
+            stamp.require(file)
 
 
 def open_log(path: str) -> LogFiles:
     """Returns the log's files: one file, every data file below a folder, or the matches of a glob.
 
     Raises:
-      UserError: nothing there, an empty file, a file neither Parquet nor CSV, both kinds together, or a column name
-        that stands twice in a file (names that differ by case only count as the same, as in SQL).
+      UserError: nothing there, an empty file, a file neither Parquet nor CSV, both kinds together, a CSV file that is
+        not separated by commas, or a column name that stands twice in a file (names that differ by case only count as
+        the same, as in SQL).
     """
     files = find_files(path, FLAG)
-    stamps = {file: _stamp(file) for file in files}
+    stamps = {file: FileStamp.of(file) for file in files}
     kinds = {file: is_csv(file, FLAG) for file in files}
     if len(set(kinds.values())) > 1:
         raise UserError(f"{FLAG}: {path} holds both Parquet and CSV files; give one kind")
     columns: dict[str, str] = {}
     parts: dict[str, LogPart] = {}
     for file in files:
+        if kinds[file] and (mark := csv_faults.other_separator(file)):
+            mend = "write it with commas between the columns"
+            raise UserError(f"{FLAG}: {file} seems to be separated by {mark!r}; {mend}")
         with _reading(file, kinds[file]):
             # The text of a Parquet schema tells apart what is one type in Arrow, such as the two forms of nanoseconds.
             metadata = None if kinds[file] else pq.read_metadata(file)
@@ -97,33 +105,32 @@ def parquet_parts(log: LogFiles, scratch: Path) -> Iterator[LogPart]:
             continue
         targets = tuple(scratch / f"log-{number:05d}-{i:05d}.parquet" for i in range(len(part.files)))
         for file, target in zip(part.files, targets, strict=True):
-            _csv_to_parquet(file, target)
+            _csv_to_parquet(file, target, log.file_stamps[file])
         yield LogPart(targets, part.empty)
 
 
-def _csv_to_parquet(file: Path, target: Path) -> None:
+def _csv_to_parquet(file: Path, target: Path, stamp: FileStamp) -> None:
     as_text = pa_csv.ConvertOptions(
         column_types={name: pa.string() for name in _csv_schema(file).names},
         strings_can_be_null=True,
         null_values=[""],
     )
+    num_rows = 0
     with (
         _reading(file, is_text=True),
-        pa_csv.open_csv(file, convert_options=as_text) as reader,
+        pa_csv.open_csv(file, parse_options=_CSV_LAYOUT, convert_options=as_text) as reader,
         pq.ParquetWriter(target, reader.schema) as writer,
     ):
         for batch in reader:
             writer.write_batch(batch)
+            num_rows += batch.num_rows
+    if fault := csv_faults.unclosed_quote(file, stamp, num_rows):
+        raise UserError(f"{FLAG}: {file} {fault}")
 
 
 def _csv_schema(file: Path) -> pa.Schema:
-    with pa_csv.open_csv(file) as reader:
+    with pa_csv.open_csv(file, parse_options=_CSV_LAYOUT) as reader:
         return pa.schema([(name, pa.string()) for name in reader.schema.names])
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager
@@ -134,36 +141,10 @@ def _reading(file: Path, is_text: bool) -> Iterator[None]:
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's or the permissions' fault, not the content's
-        fault = _faulty_line(file) if is_text else None
+        fault = csv_faults.find_fault(file) if is_text else None
         if fault:
-            raise UserError(f"{FLAG}: {file} {fault}; mend or remove the line") from error
+            raise UserError(f"{FLAG}: {file} {fault}") from error
         raise UserError(f"{FLAG}: {file} cannot be read as Parquet or CSV: {error}; mend or remove it") from error
-
-
-def _faulty_line(file: Path) -> str | None:
-    """Returns number and fault of the first line of a CSV file that is no row, None if there is none.
-
-    Arrow, which reads in blocks, names the fault but not its place.
-    """
-    opener = gzip.open if file.name.endswith(".gz") else open
-    line, width = 1, 0
-    try:
-        with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            rows = csv.reader(text)
-            for row in rows:
-                width = width or len(row)
-                try:
-                    "".join(row).encode()
-                except UnicodeEncodeError:
-                    return f"line {line}: is not UTF-8 text"
-                if row and len(row) != width:
-                    return f"line {line}: has {len(row)} fields where the header has {width}"
-                line = rows.line_num + 1
-    except csv.Error as error:
-        return f"line {line}: {error}"
-    except (OSError, EOFError):  # not the zipped file that its name promises
-        pass
-    return None
 
 
 def _check_names(file: Path, names: list[str]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
+import time
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from mean_jax.scoring.predictor import Predictor, load
 KIND, VERSION = "mean-jax scores", 1
 PROGRESS_NAME, SUCCESS_NAME = "_progress.json", "_SUCCESS"
 DEFAULT_ROWS_PER_PART = 1 << 20
+_LOOKS, _SECONDS_BETWEEN_LOOKS = 5, 2.0  # for parts that other processes wrote
 _METADATA = {"mean-jax": json.dumps({"format": KIND, "version": VERSION})}
 
 
@@ -97,23 +99,44 @@ def _open_job(folder: Path, identity: dict[str, Any]) -> _Job:
     return job
 
 
-def _rows_between(units: list[Unit], columns: list[str], start: int, stop: int) -> Iterator[Rows]:
-    """Yields the rows from number `start` to before `stop` of the whole input; what can be skipped is not read."""
-    position = 0
-    for unit in units:
-        if position >= stop:
-            return
-        if unit.num_rows is not None and position + unit.num_rows <= start:
-            position += unit.num_rows
-            continue
-        for rows in unit.rows(columns):
+class _Reader:
+    """Reads ranges of the input's rows in rising order, each row once at most; what can be skipped is not read."""
+
+    def __init__(self, units: list[Unit], columns: list[str]) -> None:
+        self._units = iter(units)
+        self._columns = columns
+        self._batches: Iterator[Rows] = iter(())
+        self._rows: Rows | None = None  # read, and reaching beyond the last range
+        self._position = 0  # number of its first row, or of the next row to be read
+
+    def between(self, start: int, stop: int) -> Iterator[Rows]:
+        """Yields the rows from number `start` to before `stop`; a range is read to its end before the next."""
+        while self._position < stop:
+            rows = self._rows or self._next(start)
+            if rows is None:
+                return
             size = rows.batch.num_rows
-            first, last = max(start - position, 0), min(stop - position, size)
+            first, last = max(start - self._position, 0), min(stop - self._position, size)
+            if self._position + size > stop:
+                self._rows = rows
+                if first < last:
+                    yield Rows(rows.batch.slice(first, last - first), rows.file, rows.first_row + first)
+                return
+            self._rows = None
+            self._position += size
             if first < last:
                 yield Rows(rows.batch.slice(first, last - first), rows.file, rows.first_row + first)
-            position += size
-            if position >= stop:
-                return
+
+    def _next(self, start: int) -> Rows | None:
+        while (rows := next(self._batches, None)) is None:
+            unit = next(self._units, None)
+            if unit is None:
+                return None
+            if unit.num_rows is not None and self._position + unit.num_rows <= start:
+                self._position += unit.num_rows
+            else:
+                self._batches = unit.rows(self._columns)
+        return rows
 
 
 def _write_part(path: Path, predictor: Predictor, part: Iterator[Rows], progress: tqdm) -> int:
@@ -186,7 +209,7 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
         raise
     distributed.barrier("all parts are scored")
     if distributed.is_lead():
-        _finish(_open_job(output, identity))
+        _finish(output, identity, num_rows)
     return num_rows
 
 
@@ -196,6 +219,7 @@ def _write_parts(job: _Job, predictor: Predictor, units: list[Unit], columns: li
     job.save()
     size = job.identity["rows_per_part"]
     mine = range(jax.process_index(), -(-num_rows // size), jax.process_count())
+    reader = _Reader(units, columns)
     done = sum(part["rows"] for index, part in job.parts.items() if index in mine)
     total = sum(min(size, num_rows - index * size) for index in mine)
     is_quiet = None if distributed.is_lead() else True
@@ -205,17 +229,31 @@ def _write_parts(job: _Job, predictor: Predictor, units: list[Unit], columns: li
             if index in job.parts:
                 continue
             path = job.folder / _part_name(index)
-            rows = _rows_between(units, columns, index * size, (index + 1) * size)
-            count = _write_part(path, predictor, rows, progress)
+            count = _write_part(path, predictor, reader.between(index * size, (index + 1) * size), progress)
             job.own[index] = {"file": path.name, "rows": count, "sha256": file_sha256(path)}
             job.save()
             done += count
             LOGGER.info("%d of %d rows scored", done, total)
 
 
-def _finish(job: _Job) -> None:
-    """Says that all parts are there, and removes what the processes kept of their progress."""
+def _finish(output: Path, identity: dict[str, Any], num_rows: int) -> None:
+    """Says that all parts are there, and removes what the processes kept of their progress.
+
+    Raises:
+      UserError: this process does not see a part of another one.
+    """
+    num_parts = -(-num_rows // identity["rows_per_part"])
+    for _ in range(_LOOKS):
+        job = _open_job(output, identity)
+        if len(job.parts) == num_parts:
+            break
+        time.sleep(_SECONDS_BETWEEN_LOOKS)  # a network file system may show the files of others late
     parts = [job.parts[index] for index in sorted(job.parts)]
+    if len(parts) != num_parts or sum(part["rows"] for part in parts) != num_rows:
+        raise UserError(
+            f"--output: {output} shows {len(parts)} of {num_parts} parts; let all processes see one folder and run the "
+            "same command again"
+        )
     content = {"rows": sum(part["rows"] for part in parts), "run": job.identity["run"], "parts": parts}
     write_json(job.folder / SUCCESS_NAME, KIND, VERSION, content)
     for file in _progress_files(job.folder):

@@ -20,6 +20,7 @@ from mean_jax.sharding import on_mesh, own_rows
 from mean_jax.training.state import TrainState
 from mean_jax.training.step import Metrics, StepRule, make_dispatch, make_resident_dispatch
 
+MAX_RESIDENT_STEPS = 4096  # so that a signal is seen, and a checkpoint can be made, within a long epoch
 _ROWS_PER_COPY = 1 << 16  # sent to a device at once when it is filled
 
 
@@ -36,6 +37,7 @@ class Order(NamedTuple):
     plan: EpochPlan
     num_epochs: int
     seed: int
+    max_resident_steps: int = MAX_RESIDENT_STEPS  # of one dispatch where the rows stay on the devices
 
 
 Feed = Callable[[int], Iterator[Dispatch]]
@@ -100,18 +102,20 @@ def _on_devices(
     config: DataConfig,
     first_step: int,
 ) -> Iterator[Dispatch]:
-    """Yields one dispatch per epoch; the first one is the rest of an epoch that was begun."""
+    """Yields one dispatch per epoch, or several of a long one; the first may begin within an epoch."""
     batch_size, epoch_steps = order.plan.batch_size, order.plan.epoch_steps
     for epoch in range(first_step // epoch_steps, order.num_epochs):
         index_N = epoch_order(num_rows, order.seed, epoch, config)[: epoch_steps * batch_size].astype(np.int32)
         done = max(0, first_step - epoch * epoch_steps)
-        index_SxB = index_N.reshape(epoch_steps, batch_size)[done:]
-        global_SxB = on_mesh(mesh, P(), index_SxB.shape, index_SxB.__getitem__)
+        for start in range(done, epoch_steps, order.max_resident_steps):
+            stop = min(start + order.max_resident_steps, epoch_steps)
+            index_SxB = index_N.reshape(epoch_steps, batch_size)[start:stop]
+            global_SxB = on_mesh(mesh, P(), index_SxB.shape, index_SxB.__getitem__)
 
-        def run(state: TrainState, index: jax.Array = global_SxB) -> tuple[TrainState, Metrics]:
-            return dispatch_fn(state, words_NxW, index)
+            def run(state: TrainState, index: jax.Array = global_SxB) -> tuple[TrainState, Metrics]:
+                return dispatch_fn(state, words_NxW, index)
 
-        yield Dispatch(epoch_steps - done, run)
+            yield Dispatch(stop - start, run)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

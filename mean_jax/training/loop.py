@@ -25,7 +25,7 @@ from mean_jax.run import Program
 from mean_jax.sharding import make_mesh, on_mesh, own_rows, state_shardings, to_host
 from mean_jax.training import checkpoints, lock
 from mean_jax.training import step as step_lib
-from mean_jax.training.feed import Order, make_feed
+from mean_jax.training.feed import MAX_RESIDENT_STEPS, Order, make_feed
 from mean_jax.training.interruption import Interruption
 from mean_jax.training.meter import EpochMeter, not_finite
 from mean_jax.training.predictions import PREDICT_BATCH_SIZE, fit_calibrations, raw_predictions, split_words
@@ -61,7 +61,8 @@ class Trainer:
         self._labels_VxT = np.concatenate([program.schema.layout.labels_of(words) for words in blocks])
         self._mesh = make_mesh(program.config.mesh, len(program.specs), self._config.batch_size)
         plan = plan_epoch(len(self._rows), self._config.batch_size, self._config.steps_per_dispatch)
-        self._order = Order(plan, self._config.max_epochs, self._config.seed)
+        resident_steps = self._config.checkpoint_every_steps or MAX_RESIDENT_STEPS
+        self._order = Order(plan, self._config.max_epochs, self._config.seed, resident_steps)
         abstract = jax.eval_shape(program.init_state)
         self._shardings = state_shardings(self._mesh, abstract, program.config.mesh)
         self._validate = step_lib.make_validate(program.step_rule(self._validation.layout), self._mesh)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import dataclasses
-import itertools
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -22,9 +21,9 @@ PREDICT_BATCH_SIZE = 4096
 MAX_LEVEL_ROWS = 1 << 20  # training rows behind the level of a calibration
 
 
-def split_words(rows: SplitRows) -> Iterator[np.ndarray]:
-    """Yields words_BxW over a split in its order, with numeric values in float32."""
-    for start in range(0, len(rows), PREDICT_BATCH_SIZE):
+def split_words(rows: SplitRows, every: int = 1) -> Iterator[np.ndarray]:
+    """Yields words_BxW over a split in its order, of its blocks one in `every`, with numeric values in float32."""
+    for start in range(0, len(rows), every * PREDICT_BATCH_SIZE):
         yield rows.layout.widen(rows.gather(np.arange(start, min(start + PREDICT_BATCH_SIZE, len(rows)))))
 
 
@@ -89,12 +88,13 @@ class SplitPredictions:
 def predict_rows(
     program: Program, variables: Variables, rows: SplitRows, max_rows: int | None = None
 ) -> SplitPredictions:
-    """Returns the predictions of all replicas for a split, or for about the first `max_rows` rows of it."""
+    """Returns the predictions of all replicas for a split, or for about `max_rows` rows from all over it."""
     layout = program.schema.layout
     predictor = RowPredictor(program.model, layout, variables)
-    num_blocks = None if max_rows is None else -(-max_rows // PREDICT_BATCH_SIZE)
+    # Every so many blocks: rows that were appended to a store stand at its end.
+    every = 1 if max_rows is None else max(1, -(-len(rows) // max_rows))
     scaled, labels = [], []
-    for block, words_BxW in enumerate(itertools.islice(split_words(rows), num_blocks)):
+    for block, words_BxW in enumerate(split_words(rows, every)):
         scaled.append(predictor(words_BxW)["scaled"] if is_own(block) else program.no_predictions(len(words_BxW)))
         labels.append(layout.labels_of(words_BxW))
     labels_VxT = np.concatenate(labels).astype(np.float64)
