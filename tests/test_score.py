@@ -249,6 +249,7 @@ def test_memory_does_not_grow_with_the_rows(run_path, table, tmp_path, monkeypat
 
     monkeypatch.setattr(Predictor, "score", observe)
     monkeypatch.setattr(ids_lib, "_HASHES_PER_PASS", 10_000)
+    monkeypatch.setattr(ids_lib, "_READ_BYTES", 80_000)
 
     def peak_bytes(name: str, num_blocks: int) -> int:
         ids = np.arange(num_blocks * ROWS_PER_BATCH)

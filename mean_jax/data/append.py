@@ -20,13 +20,13 @@ from mean_jax.data.ownership import SCRATCH_NAME, lock
 from mean_jax.data.passes import Passes, Plan
 from mean_jax.data.prepare import SHARD_BYTES, log_rows, manifest_splits
 from mean_jax.data.schema import check_id_type
-from mean_jax.data.spill import naming, sync
+from mean_jax.data.spill import naming
 from mean_jax.data.stability import SAMPLE_ROWS, Reference, log_stability
 from mean_jax.data.store import ID_COLUMN, KIND, MANIFEST_NAME, SPLITS, VERSION, Shard, Store
 from mean_jax.data.tables import TableSource, missing_column, open_tables
 from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
-from mean_jax.fileio import remove_temporaries, write_json
+from mean_jax.fileio import remove_temporaries, sync, write_json
 from mean_jax.log import LOGGER
 
 _FOLDER_NAME = ".append"

@@ -24,7 +24,7 @@ from mean_jax.data.ids import cast_ids, refuse_repeated, repeated_hashes
 from mean_jax.data.labelled import LabelledReader, LabelledRows
 from mean_jax.data.progress import Progress
 from mean_jax.data.schema import Schema
-from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema, sync
+from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.statistics import LabelStatistics, NumericStatistics
 from mean_jax.data.store import SPLITS, Shard
@@ -33,6 +33,7 @@ from mean_jax.data.transform import CategoryEncoder, category_indices, numeric_b
 from mean_jax.data.units import Unit, split_units
 from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
+from mean_jax.fileio import sync
 from mean_jax.log import LOGGER
 from mean_jax.types import RowLayout
 

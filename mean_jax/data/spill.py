@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.store import ID_COLUMN, Shard
-from mean_jax.fileio import file_sha256
+from mean_jax.fileio import file_sha256, sync
 from mean_jax.types import RowLayout
 
 # Rows written at a time.
@@ -37,16 +37,6 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(error.filename or path)) from error
-
-
-def sync(path: Path) -> None:
-    """Makes a file, or what names stand in a folder, outlast a power failure; for folders, where the system can."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError) if path.is_dir() else naming(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def append_rows(
@@ -103,7 +93,8 @@ def _write_rows(path: Path, layout: RowLayout, rows_BxW: np.ndarray, order_B: np
                 words_BxW = layout.pack(words_BxW[:, :numeric_end], codes_BxD, words_BxW[:, labels_start:])
             digest.update(words_BxW)
             file.write(words_BxW.data)
-    sync(path)
+    with naming(path):
+        sync(path)
     return digest.hexdigest(), clipped_C
 
 
@@ -148,7 +139,8 @@ def sort_shard(
     sorted_ids = pa.chunked_array(ids).combine_chunks().take(pa.array(order_B))
     with naming(output / files[1]):
         pq.write_table(pa.table({ID_COLUMN: sorted_ids}), output / files[1])
-    sync(output / files[1])
+    with naming(output / files[1]):
+        sync(output / files[1])
     counts = None
     if occupancy is not None:
         reference, stride = occupancy

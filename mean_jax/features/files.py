@@ -39,23 +39,18 @@ class LogFiles:
       parts: the files by schema.
       columns: names of all columns in order of appearance; names that differ by case only are one.
       is_csv: of which kind the files are.
-      file_stamps: of each file before anything was read.
+      stamps: of each file before anything was read.
     """
 
     path: str
     parts: tuple[LogPart, ...]
     columns: tuple[str, ...]
     is_csv: bool
-    file_stamps: dict[Path, FileStamp]
-
-    @property
-    def stamps(self) -> dict[Path, tuple[int, int]]:
-        """Size in bytes and time of change of each file."""
-        return {file: (stamp.num_bytes, stamp.mtime_ns) for file, stamp in self.file_stamps.items()}
+    stamps: dict[Path, FileStamp]
 
     def require_unchanged(self) -> None:
         """Raises UserError if a file is gone or was written since `open_log`: half of it may have been read."""
-        for file, stamp in self.file_stamps.items():
+        for file, stamp in self.stamps.items():
             stamp.require(file)
 
 
@@ -105,7 +100,7 @@ def parquet_parts(log: LogFiles, scratch: Path) -> Iterator[LogPart]:
             continue
         targets = tuple(scratch / f"log-{number:05d}-{i:05d}.parquet" for i in range(len(part.files)))
         for file, target in zip(part.files, targets, strict=True):
-            _csv_to_parquet(file, target, log.file_stamps[file])
+            _csv_to_parquet(file, target, log.stamps[file])
         yield LogPart(targets, part.empty)
 
 

@@ -64,7 +64,7 @@ class Spark:
             self._kept.pop().unpersist()
 
     def read_log(self, log: LogFiles) -> ir.Table:
-        log_bytes = sum(size for size, _ in log.stamps.values())
+        log_bytes = sum(stamp.num_bytes for stamp in log.stamps.values())
         enough = max(self._spark.sparkContext.defaultParallelism, log_bytes // _BYTES_PER_TASK + 1)
         if enough < int(self._spark.conf.get(_NUM_TASKS, "200") or 0):
             self._spark.conf.set(_NUM_TASKS, enough)

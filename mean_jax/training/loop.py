@@ -58,7 +58,8 @@ class Trainer:
         self._config = program.config.train
         self._rows, self._validation = store.split("train"), store.split("validation")
         blocks = split_words(self._validation)
-        self._labels_VxT = np.concatenate([program.schema.layout.labels_of(words) for words in blocks])
+        # Copies: views would keep all rows in memory.
+        self._labels_VxT = np.concatenate([program.schema.layout.labels_of(words).copy() for words in blocks])
         self._mesh = make_mesh(program.config.mesh, len(program.specs), self._config.batch_size)
         plan = plan_epoch(len(self._rows), self._config.batch_size, self._config.steps_per_dispatch)
         resident_steps = self._config.checkpoint_every_steps or MAX_RESIDENT_STEPS

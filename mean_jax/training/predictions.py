@@ -96,8 +96,8 @@ def predict_rows(
     scaled, labels = [], []
     for block, words_BxW in enumerate(split_words(rows, every)):
         scaled.append(predictor(words_BxW)["scaled"] if is_own(block) else program.no_predictions(len(words_BxW)))
-        labels.append(layout.labels_of(words_BxW))
-    labels_VxT = np.concatenate(labels).astype(np.float64)
+        labels.append(layout.labels_of(words_BxW).astype(np.float64))  # a view would keep all rows in memory
+    labels_VxT = np.concatenate(labels)
     return SplitPredictions(sum_over_processes(np.concatenate(scaled, axis=1)), labels_VxT)
 
 
