@@ -66,6 +66,8 @@ _BROKEN_COLLECTIVE = re.compile(
     "UNAVAILABLE|DEADLINE_EXCEEDED"
 )
 
+_MAX_TEXT = 4000  # characters of a reason; a longer message would not pass the channel
+
 _channel: Channel | None = None
 _barrier_numbers = itertools.count()
 
@@ -186,7 +188,7 @@ def end(kind: str, exit_code: int, text: str) -> None:
       text: one line that says why.
     """
     if _channel is not None:
-        _channel.end(Note(_channel.settings.process_id, kind, exit_code, text))
+        _channel.end(Note(_channel.settings.process_id, kind, exit_code, text[:_MAX_TEXT]))
 
 
 def await_verdict(error: BaseException) -> None:

@@ -9,6 +9,7 @@ import pytest
 import mean_jax
 from mean_jax.cli import evaluate as evaluate_cli
 from mean_jax.data.prepare import PrepareOptions, prepare
+from mean_jax.errors import UserError
 from mean_jax.evaluation.evaluate import KIND, VERSION, evaluate
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.fileio import file_sha256, read_json
@@ -174,3 +175,9 @@ def test_wrong_tables_and_stores(run_path, store_path, tmp_path, call):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert "not empty" in error(store_path, output="full")
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_table_without_rows_of_the_split_says_so(run_path, table, tmp_path):
+    pq.write_table(table[:2], tmp_path / "two.parquet")
+    with pytest.raises(UserError, match="has no rows in this split"):
+        evaluate(str(run_path), str(tmp_path / "two.parquet"), "validation", tmp_path / "out")

@@ -1,5 +1,6 @@
 """One run folder, one trainer: refusals, takeovers, races, and the end of a lock."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -116,6 +118,24 @@ def test_a_killed_owner_is_taken_over_at_once(tmp_path, caplog):
     assert f"taking over {tmp_path} from process {holder.pid} on" in caplog.text
 
 
+@contextlib.contextmanager
+def refreshing(path):
+    """Refreshes a lock file as its owner on another host would."""
+    done = threading.Event()
+
+    def refresh():
+        while not done.wait(0.02):
+            os.utime(path)
+
+    thread = threading.Thread(target=refresh)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("fields", "is_alive"),
     [
@@ -126,10 +146,11 @@ def test_a_killed_owner_is_taken_over_at_once(tmp_path, caplog):
         ({"machine": "another host", "pid": 2**22 + 1}, True),
     ],
 )
-def test_who_counts_as_alive_while_its_file_is_fresh(fields, is_alive, tmp_path):
-    leave_behind(tmp_path / "run", **fields)
+def test_who_counts_as_alive_while_its_file_is_fresh(fields, is_alive, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.05)
+    path = leave_behind(tmp_path / "run", **fields)
     if is_alive:
-        with pytest.raises(UserError, match="is in use by process"), lock.hold(tmp_path / "run"):
+        with refreshing(path), pytest.raises(UserError, match="is in use by process"), lock.hold(tmp_path / "run"):
             pass
         assert len(locks(tmp_path / "run")) == 1
     else:
@@ -138,19 +159,23 @@ def test_who_counts_as_alive_while_its_file_is_fresh(fields, is_alive, tmp_path)
 
 
 @pytest.mark.parametrize("text", [None, "", '{"machine": "a host that was c'])
-def test_a_silent_owner_elsewhere_and_one_without_a_name_are_taken_over(text, tmp_path):
+def test_a_silent_owner_elsewhere_and_one_without_a_name_are_taken_over(text, tmp_path, monkeypatch):
+    """At once if it has been silent for long, else after a wait: a restarted job comes after the one it follows."""
+    monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "_STALE_SECONDS", 1.0)
     path = leave_behind(tmp_path / "run", machine="another host")
     if text is not None:
         path.write_text(text)
     message = "is in use by process" if text is None else "is being locked by another process"
-    for silent_seconds, is_alive in ((lock._STALE_SECONDS - 20, True), (lock._STALE_SECONDS + 1, False)):
+    with refreshing(path), pytest.raises(UserError, match=message), lock.hold(tmp_path / "run"):
+        pass
+    for silent_seconds in (0.5, 2.0):
+        path.touch()
         os.utime(path, (time.time() - silent_seconds,) * 2)
-        if is_alive:
-            with pytest.raises(UserError, match=message), lock.hold(tmp_path / "run"):
-                pass
-        else:
-            with lock.hold(tmp_path / "run"):
-                assert not path.exists()
+        start = time.monotonic()
+        with lock.hold(tmp_path / "run"):
+            assert not path.exists()
+            assert (time.monotonic() - start > 0.3) == (silent_seconds < 1.0)
 
 
 def test_an_owner_refreshes_its_file_and_notices_that_it_is_gone(tmp_path, monkeypatch):

@@ -44,10 +44,7 @@ def alone(store_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(store_path, tmp_path_factory):
-    """A run of two processes with two devices each, stopped after two epochs and gone on with by one process with one.
-
-    The first part has another bound on its epochs, which is no part of what is compared.
-    """
+    """A run of two processes with two devices each."""
     path = tmp_path_factory.mktemp("together") / "run"
     arguments = (f"--data={store_path}", f"--workdir={path}", *CONFIG)
     run_job(2, 2, "train", *arguments, "--config.mesh.replica=2")

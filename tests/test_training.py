@@ -288,3 +288,16 @@ def test_a_replica_that_diverges_after_it_was_stopped_harms_nobody(program, monk
     broken = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), state.replicas.variables)
     values = trainer._validation_metrics(state._replace(replicas=state.replicas._replace(variables=broken)))
     assert values[0] == {} and np.isfinite(values[1]["validation/gini"])
+
+
+def test_a_run_of_resident_rows_goes_on_with_rows_from_the_host(whole_run, store_path, tmp_path, monkeypatch):
+    """A checkpoint in the middle of an epoch fits the dispatches of both placements."""
+    run, every = tmp_path / "run", "train.checkpoint_every_steps=3"
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 2)
+        assert not train_tiny(store_path, run, every, "data.placement=device")
+    assert not (run / "run.json").exists()
+    assert train_tiny(store_path, run, every)
+    first, second = load_run(whole_run), load_run(run)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), first.variables, second.variables)
+    assert len(read_metrics(run)) == len(read_metrics(whole_run))

@@ -47,7 +47,9 @@ def _table_words(path: str, split: str, program: Program) -> Iterator[np.ndarray
         numeric_BxC, codes_BxD = encoder(rows.batch, rows.place)
         parts = [numeric_BxC, codes_BxD.view(np.float32), labels_BxT.astype(np.float32)]
         words_BxW = np.concatenate(parts, axis=1)
-        yield words_BxW if split == ALL else words_BxW[split_B == SPLITS.index(split)]
+        chosen_BxW = words_BxW if split == ALL else words_BxW[split_B == SPLITS.index(split)]
+        if len(chosen_BxW):
+            yield chosen_BxW
 
 
 def _store_words(path: Path, split: str, program: Program) -> Iterator[np.ndarray]:

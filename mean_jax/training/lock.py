@@ -28,6 +28,7 @@ from mean_jax.log import LOGGER
 _PREFIX, _SUFFIX = "train-", ".lock"
 _REFRESH_SECONDS = 5.0
 _STALE_SECONDS = 60.0  # a host that is silent for so long has lost its process or its network
+_LOOK_SECONDS = 1.0  # between two looks at a lock of another host
 _WAIT_SECONDS = (0.05, 0.25)  # between two looks; a contender that withdraws is gone within milliseconds
 
 
@@ -160,7 +161,7 @@ def _refusal(folder: Path, flag: str, owner: Owner | None, me: Owner) -> UserErr
 
 def _acquire(folder: Path, flag: str) -> Path:
     me = _this_process()
-    seen: str | None = None
+    seen: tuple[str, float] | None = None
     while True:
         own = folder / f"{_PREFIX}{uuid.uuid4().hex[:12]}{_SUFFIX}"
         try:
@@ -177,9 +178,19 @@ def _acquire(folder: Path, flag: str) -> Path:
             return own
         own.unlink(missing_ok=True)
         name, owner = other
-        if name == seen:  # contenders change their name with each try: this one stays
-            raise _refusal(folder, flag, owner, me)
-        seen = name
+        is_here = owner is not None and owner.machine == me.machine
+        try:
+            refreshed = (folder / name).stat().st_mtime
+        except FileNotFoundError:
+            continue  # withdrawn or released meanwhile
+        if seen is not None and seen[0] == name:  # contenders change their name with each try: this one stays
+            if is_here or refreshed != seen[1]:
+                raise _refusal(folder, flag, owner, me)
+            # On another host, and silent since: the process that a restarted job comes after, or one that will
+            # refresh its file in a moment.
+            time.sleep(_LOOK_SECONDS)
+            continue
+        seen = (name, refreshed)
         time.sleep(random.uniform(*_WAIT_SECONDS))
 
 

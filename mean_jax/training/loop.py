@@ -31,7 +31,7 @@ from mean_jax.training.meter import EpochMeter, not_finite
 from mean_jax.training.predictions import PREDICT_BATCH_SIZE, fit_calibrations, raw_predictions, split_words
 from mean_jax.training.profile import Profile
 from mean_jax.training.state import TrainState
-from mean_jax.training.workdir import open_run_folder
+from mean_jax.training.workdir import open_run_folder, refuse_another_run
 from mean_jax.training.writers import MetricsWriter, Progress
 
 # Sign that makes higher better.
@@ -50,11 +50,20 @@ def validation_batch_size(num_rows: int, num_parts: int) -> int:
 class Trainer:
     """One run from its store to its sealed folder."""
 
-    def __init__(self, program: Program, store: Store, workdir: Path, strict_restore: bool, profile: Profile) -> None:
+    def __init__(
+        self,
+        program: Program,
+        store: Store,
+        workdir: Path,
+        strict_restore: bool,
+        profile: Profile,
+        held: lock.Held | None = None,
+    ) -> None:
         self._program = program
         self._workdir = workdir
         self._strict_restore = strict_restore
         self._profile = profile
+        self._held = held  # the lock of the run folder, in the lead process
         self._config = program.config.train
         self._rows, self._validation = store.split("train"), store.split("validation")
         blocks = split_words(self._validation)
@@ -62,7 +71,10 @@ class Trainer:
         self._labels_VxT = np.concatenate([program.schema.layout.labels_of(words).copy() for words in blocks])
         self._mesh = make_mesh(program.config.mesh, len(program.specs), self._config.batch_size)
         plan = plan_epoch(len(self._rows), self._config.batch_size, self._config.steps_per_dispatch)
-        resident_steps = self._config.checkpoint_every_steps or MAX_RESIDENT_STEPS
+        # A multiple of S, so that a run may go on with its rows on the host.
+        resident_steps = plan.num_steps * max(
+            1, (self._config.checkpoint_every_steps or MAX_RESIDENT_STEPS) // plan.num_steps
+        )
         self._order = Order(plan, self._config.max_epochs, self._config.seed, resident_steps)
         abstract = jax.eval_shape(program.init_state)
         self._shardings = state_shardings(self._mesh, abstract, program.config.mesh)
@@ -122,9 +134,8 @@ class Trainer:
             stack.enter_context(contextlib.closing(saver))
             state = self._train(state, saver, progress, interruption)
             if interruption.signal_name and not self._is_done():
-                LOGGER.info(
-                    "%s: saved step %d and stopped; run the same command to go on", interruption.signal_name, self._step
-                )
+                what = f"saved step {self._step} and stopped" if self._step else "stopped before the first step"
+                LOGGER.info("%s: %s; run the same command to go on", interruption.signal_name, what)
                 return False
             self._finish(state)
             return True
@@ -166,6 +177,7 @@ class Trainer:
         return state
 
     def _save(self, state: TrainState, saver: checkpoints.CheckpointWriter, meter: EpochMeter) -> None:
+        self._check_lock()
         # The next dispatch overwrites the donated state while the checkpoint is still being written: save a copy.
         saver.save(self._step, jax.tree.map(jnp.copy, state), meter.state())
 
@@ -239,7 +251,13 @@ class Trainer:
             )
         return values
 
+    def _check_lock(self) -> None:
+        if self._held is not None:
+            self._held.check()
+
     def _finish(self, state: TrainState) -> None:
+        assert (to_host(state.replicas.best_epoch) > 0).all(), "a replica was never validated"
+        self._check_lock()
         best = state.replicas.best
         with contextlib.closing(checkpoints.CheckpointWriter(self._workdir / run_lib.BEST, -1)) as saver:
             saver.save(self._step, best)
@@ -282,11 +300,13 @@ def train(
             f"--data: {data} has {num_rows} training rows, fewer than one batch of {batch_size}; "
             f"set --config.train.batch_size={1 << (num_rows.bit_length() - 1)}"
         )
-    with lock.hold(workdir, flag) if distributed.is_lead() else contextlib.nullcontext():
+    with lock.hold(workdir, flag) if distributed.is_lead() else contextlib.nullcontext() as held:
         if distributed.is_lead():
             open_run_folder(workdir, program, flag)
         distributed.barrier("the run folder is open")
+        if not distributed.is_lead():
+            refuse_another_run(workdir, program, flag)  # all processes train one program
         if run_lib.is_finished(workdir):
             LOGGER.info("the run in %s is finished already", workdir)
             return True
-        return Trainer(program, store, workdir, strict_restore, Profile(workdir if profile else None)).run()
+        return Trainer(program, store, workdir, strict_restore, Profile(workdir if profile else None), held).run()

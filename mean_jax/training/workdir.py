@@ -51,6 +51,12 @@ def open_run_folder(workdir: Path, program: Program, flag: str) -> bool:
         run_lib.save_setup(workdir, program)
         return False
     remove_temporaries(workdir)
+    refuse_another_run(workdir, program, flag)
+    return run_lib.is_finished(workdir)
+
+
+def refuse_another_run(workdir: Path, program: Program, flag: str) -> None:
+    """Raises UserError if the run folder is that of another program; the line says what differs."""
     saved = run_lib.load_setup(workdir)
     found = differences(_what_counts(saved), _what_counts(program))
     if found:
@@ -60,7 +66,6 @@ def open_run_folder(workdir: Path, program: Program, flag: str) -> bool:
         raise _mismatch(flag, workdir, "schema", found)
     if saved.transform.to_dict() != program.transform.to_dict():
         raise UserError(f"{flag}: {workdir} holds a run on another store; choose another")
-    return run_lib.is_finished(workdir)
 
 
 def _mismatch(flag: str, workdir: Path, what: str, found: list[str]) -> UserError:
