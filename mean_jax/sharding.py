@@ -103,6 +103,11 @@ def sum_over_processes(value: np.ndarray) -> np.ndarray:
     return value if jax.process_count() == 1 else multihost_utils.process_allgather(value).sum(axis=0)
 
 
+def of_lead(value: np.ndarray) -> np.ndarray:
+    """Returns the lead process's array on every process, so that a decision made from it is everyone's."""
+    return value if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
 def to_host(tree: Any) -> Any:
     """Returns the whole arrays as NumPy arrays on every process, wherever their parts lie."""
 

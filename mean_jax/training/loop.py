@@ -22,7 +22,7 @@ from mean_jax.errors import UserError
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.log import LOGGER
 from mean_jax.run import Program
-from mean_jax.sharding import make_mesh, on_mesh, own_rows, state_shardings, to_host
+from mean_jax.sharding import make_mesh, of_lead, on_mesh, own_rows, state_shardings, to_host
 from mean_jax.training import checkpoints, lock
 from mean_jax.training import step as step_lib
 from mean_jax.training.feed import MAX_RESIDENT_STEPS, Order, make_feed
@@ -186,7 +186,7 @@ class Trainer:
         name = self._config.early_stopping_metric
         sign = _METRIC_SIGNS[name]
         key = "validation/total" if name == "loss" else f"validation/{name}"
-        metric_R = np.array([sign * replica.get(key, np.nan) for replica in values], np.float32)
+        metric_R = of_lead(np.array([sign * replica.get(key, np.nan) for replica in values], np.float32))
         state = step_lib.end_epoch(state, metric_R, np.int32(epoch), patience=self._config.patience)
         if self._writer is not None:
             for (horizon, seed), active, train, validation in zip(
