@@ -183,7 +183,7 @@ def _divided(mesh: Mesh, shardings: Any, dispatch_fn: Callable[..., Any], *row_s
             check_vma=False,  # gradients are added up by hand, all in one sum
         ),
         donate_argnums=0,
-        out_shardings=(shardings, NamedSharding(mesh, P())),  # metrics are read on every process
+        out_shardings=(shardings, NamedSharding(mesh, P("replica"))),
     )
 
 
