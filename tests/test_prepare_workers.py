@@ -22,7 +22,7 @@ from tests.test_prepare import expected_words, files_of, prepared, replaced, row
 
 # Small units make a small table work for several processes.
 PROGRAM = """
-import os, signal
+import os, signal, time
 from mean_jax.cli import prepare as command
 from mean_jax.data import passes, units
 units.UNIT_ROWS = 200
@@ -90,12 +90,12 @@ def test_an_error_in_a_worker_is_one_line_that_names_the_first_bad_row(folder, t
 
 ENDINGS = {
     "terminated": (
-        "passes.Passes.sort = lambda *_: os.kill(os.getpid(), signal.SIGTERM)",
+        "passes.Passes.sort = lambda *_: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(30))",
         128 + signal.SIGTERM,
         "",
     ),
     "interrupted": (
-        "passes.Passes.sort = lambda *_: os.kill(os.getpid(), signal.SIGINT)",
+        "passes.Passes.sort = lambda *_: (os.kill(os.getpid(), signal.SIGINT), time.sleep(30))",
         128 + signal.SIGINT,
         "interrupted\n",
     ),
