@@ -95,6 +95,8 @@ ENDINGS = {
         "",
     ),
     "interrupted": (
+        # A shell's background jobs start with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "passes.Passes.sort = lambda *_: (os.kill(os.getpid(), signal.SIGINT), time.sleep(30))",
         128 + signal.SIGINT,
         "interrupted\n",
