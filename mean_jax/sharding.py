@@ -16,10 +16,12 @@ import numpy as np
 from mean_jax.batch_axis import BatchAxis
 from mean_jax.config import MeshConfig
 from mean_jax.errors import UserError
+from mean_jax.log import LOGGER
 from mean_jax.training.state import TrainState
 
 AXES = ("replica", "data", "model")
 _TABLE_PREFIX = "embedding_"  # of the encoder's parameters
+_ELEMENTS_PER_EXCHANGE = 1 << 20  # of one process, in `sum_over_processes`
 
 
 def make_mesh(config: MeshConfig, num_replicas: int, batch_size: int) -> Mesh:
@@ -63,15 +65,21 @@ def batch_axis(mesh: Mesh) -> BatchAxis:
 
 def state_shardings(mesh: Mesh, abstract: TrainState, config: MeshConfig) -> Any:
     """Returns a sharding for every leaf: replicas over `replica`, the rows of large embedding tables over `model`."""
+    size, whole = mesh.shape["model"], {}
 
     def of_leaf(path: Any, leaf: Any) -> NamedSharding:
-        is_table = any(str(getattr(key, "key", "")).startswith(_TABLE_PREFIX) for key in path)
-        size = mesh.shape["model"]
-        if is_table and size > 1 and leaf.shape[1] >= config.min_table_rows and leaf.shape[1] % size == 0:
-            return NamedSharding(mesh, P("replica", "model"))
+        table = next((name for key in path if (name := str(getattr(key, "key", ""))).startswith(_TABLE_PREFIX)), None)
+        if table is not None and size > 1 and leaf.shape[1] >= config.min_table_rows:
+            if leaf.shape[1] % size == 0:
+                return NamedSharding(mesh, P("replica", "model"))
+            whole[table] = leaf.shape[1]
         return NamedSharding(mesh, P("replica"))
 
     replicas = jax.tree_util.tree_map_with_path(of_leaf, abstract.replicas)
+    for table, num_rows in whole.items():
+        LOGGER.warning(
+            "--config.mesh.model=%d does not divide the %d rows of %s: every device has them all", size, num_rows, table
+        )
     fields: dict[str, Any] = {"step": NamedSharding(mesh, P()), "replicas": replicas}
     return abstract._replace(**fields)
 
@@ -99,8 +107,19 @@ def own_rows(mesh: Mesh, num_rows: int) -> slice:
 
 
 def sum_over_processes(value: np.ndarray) -> np.ndarray:
-    """Returns the sum of the processes' arrays, which are of one shape, on every process."""
-    return value if jax.process_count() == 1 else multihost_utils.process_allgather(value).sum(axis=0)
+    """Returns the sum of the processes' arrays, which are of one shape and type, on every process.
+
+    They are exchanged a few MB at a time, and as bits: JAX would round float64.
+    """
+    if jax.process_count() == 1:
+        return value
+    flat = np.ascontiguousarray(value).reshape(-1)
+    total = np.empty_like(flat)
+    for start in range(0, len(flat), _ELEMENTS_PER_EXCHANGE):
+        part = flat[start : start + _ELEMENTS_PER_EXCHANGE]
+        bits_PxW = np.asarray(multihost_utils.process_allgather(part.view(np.uint32)))
+        total[start : start + len(part)] = bits_PxW.view(part.dtype).sum(axis=0)
+    return total.reshape(value.shape)
 
 
 def of_lead(value: np.ndarray) -> np.ndarray:

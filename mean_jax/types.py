@@ -76,6 +76,12 @@ class RowLayout(NamedTuple):
         return self.num_numeric_words + self.num_categorical + self.num_labels
 
     @property
+    def _scale_C(self) -> np.ndarray:
+        """By what float16 values are multiplied."""
+        scale_C: np.ndarray = np.ldexp(np.float32(1), np.array(self.exponents, np.int32))
+        return scale_C
+
+    @property
     def as_float32(self) -> "RowLayout":
         """The layout of the same columns with numeric values in float32."""
         return self._replace(numeric_type="float32", exponents=())
@@ -101,10 +107,13 @@ class RowLayout(NamedTuple):
         if self.numeric_type == "float32":
             return words_BxW
         stored_BxC = words_BxW[:, : self.num_numeric_words].view(jnp.dtype(self.numeric_type))[:, : self.num_numeric]
-        numeric_BxC = stored_BxC.astype(np.float32)
+        wide_BxW = np.empty((len(words_BxW), self.as_float32.num_words), np.float32)
+        wide_BxW[:, self.num_numeric :] = words_BxW[:, self.num_numeric_words :]
+        numeric_BxC = wide_BxW[:, : self.num_numeric]
+        numeric_BxC[:] = stored_BxC
         if self.exponents:
-            numeric_BxC = np.ldexp(numeric_BxC, np.array(self.exponents, np.int32)[None])
-        return np.concatenate([numeric_BxC, words_BxW[:, self.num_numeric_words :]], axis=1)
+            numeric_BxC *= self._scale_C
+        return wide_BxW
 
     def convert(self, words_BxW: np.ndarray, target: "RowLayout") -> np.ndarray:
         """Returns the rows in another layout of the same columns, on the host."""
@@ -123,8 +132,7 @@ class RowLayout(NamedTuple):
             pairs = jax.lax.bitcast_convert_type(numeric, jnp.dtype(self.numeric_type))
             numeric = pairs.reshape(*numeric.shape[:-1], 2 * numeric_end)[..., : self.num_numeric].astype(jnp.float32)
         if self.exponents:
-            scale_C = np.ldexp(np.float32(1), np.array(self.exponents, np.int32))
-            numeric = numeric * scale_C.reshape((1,) * (numeric.ndim - 1) + (-1,))
+            numeric = numeric * self._scale_C.reshape((1,) * (numeric.ndim - 1) + (-1,))
         return Batch(
             numeric=numeric,
             categorical=jax.lax.bitcast_convert_type(words_xW[..., numeric_end:labels_start], np.int32),

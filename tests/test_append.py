@@ -22,7 +22,7 @@ from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import SPLITS, Store
 from mean_jax.errors import UserError
 from mean_jax.fileio import write_json
-from tests.conftest import LABELS, make_table
+from tests.conftest import LABELS, make_table, train_tiny
 from tests.test_prepare import expected_words, files_of, replaced, rows_by_id
 
 
@@ -74,6 +74,24 @@ def test_splits_are_those_of_preparing_all_at_once(copy, table, new_path, tmp_pa
     prepare(str(tmp_path / "all.parquet"), tmp_path / "all", PrepareOptions(label_columns=LABELS))
     splits = {name: split for name, (split, _) in rows_by_id(Store(copy)).items()}
     assert splits == {name: split for name, (split, _) in rows_by_id(Store(tmp_path / "all")).items()}
+
+
+def test_a_run_begun_before_an_append_does_not_go_on_in_another_order(copy, new_path, tmp_path):
+    run = tmp_path / "run"
+    assert train_tiny(copy, run, "train.max_epochs=1")
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix == ".json"}
+    for name in ("run.json", "calibration.json"):
+        (run / name).unlink()  # as if it had been stopped after its last checkpoint
+    old = len(Store(copy).split("train"))
+    append(str(new_path), copy)
+    new = len(Store(copy).split("train"))
+    message = (
+        rf"--data: the store has {new} training rows, those of step \d+ in .*run came from {old}; .* new --workdir"
+    )
+    with pytest.raises(UserError, match=message):
+        train_tiny(copy, run, "train.max_epochs=1")
+    assert (run / "config.json").read_bytes() == before["config.json"]
+    assert train_tiny(copy, tmp_path / "another", "train.max_epochs=1")
 
 
 def test_further_appends_csv_and_columns_in_another_order(copy, new_path, tmp_path):

@@ -1,13 +1,20 @@
 """What devices exchange: the parser of compiled programs, and the train step held to its few sums."""
 
+import dataclasses
 import importlib
+import math
 import os
 from pathlib import Path
 import re
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from mean_jax.config import MeshConfig
+from mean_jax.run import Program
+from mean_jax.sharding import make_mesh
 
 BENCHMARKS = Path(__file__).parents[1] / "launch" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -133,3 +140,20 @@ def test_a_step_has_three_sums_and_a_dispatch_one(tables, replica, num_models, g
 
 def test_replicas_on_devices_of_their_own_exchange_nothing(tables):
     assert tables[8] == []
+
+
+def test_a_divided_table_is_gathered_nowhere(program):
+    """Its gradient is summed over `data` in parts, and rows are looked up where they lie."""
+    num_rows, num_columns = 1002, len(program.transform.category_counts)
+    counts = (num_rows - 1) * (2,) + (1,)
+    transform = dataclasses.replace(program.transform, category_counts=num_columns * (counts,))
+    config = dataclasses.replace(program.config, mesh=MeshConfig(model=2, min_table_rows=1000))
+    program = Program(config, program.schema, transform)
+    mesh = make_mesh(config.mesh, len(program.specs), 64)
+    assert dict(mesh.shape) == {"replica": 1, "data": 2, "model": 2}
+    found = collectives.parse(collectives.compile_dispatch(program, mesh, 64).as_text())
+    sizes = [[int(size) for size in re.findall(r"[0-9]+", shape.split("[")[1])] for c in found for shape in c.shapes]
+    parts = [size for size in sizes if num_rows // 2 in size]
+    assert len(parts) == num_columns  # the gradient of each, half of it
+    table_sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(program.init_state).replicas.variables.params)]
+    assert max(math.prod(size) for size in sizes if num_rows // 2 not in size) < max(table_sizes)

@@ -3,13 +3,16 @@
 import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mean_jax.data.append import append
 from mean_jax.evaluation.evaluate import evaluate
 from mean_jax.run import load_run
 from mean_jax.scoring.score import score
@@ -22,14 +25,20 @@ CONFIG = [f"--config.{override}" for override in TINY]
 SCORE_ARGUMENTS = ("--rows_per_part=150",)
 
 
-def run_job(num_processes, devices_per_process, module, *arguments, check=True):
+def run_script(num_processes, devices_per_process, *command):
     """Runs a command as several processes with fake CPU devices; returns the finished launcher."""
-    command = [sys.executable, str(ROOT / "launch/local_processes.py"), f"--num_processes={num_processes}"]
-    command += [f"--devices_per_process={devices_per_process}", "--", sys.executable, "-m", f"mean_jax.cli.{module}"]
+    launcher = [sys.executable, str(ROOT / "launch/local_processes.py"), f"--num_processes={num_processes}"]
+    launcher += [f"--devices_per_process={devices_per_process}", "--"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
-    result = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300, check=False
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [*launcher, *map(str, command)], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
+
+
+def run_job(num_processes, devices_per_process, module, *arguments, check=True):
+    """Runs a command of mean-jax as `run_script` does."""
+    result = run_script(num_processes, devices_per_process, sys.executable, "-m", f"mean_jax.cli.{module}", *arguments)
     assert not check or result.returncode == 0, result.stderr[-3000:]
     return result
 
@@ -111,16 +120,84 @@ def test_a_job_goes_on_with_another_number_of_processes(alone, store_path, tmp_p
     )
     script = tmp_path / "stopped_train.py"
     script.write_text(stopper)
-    command = [sys.executable, str(ROOT / "launch/local_processes.py"), "--num_processes=2", "--devices_per_process=2"]
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
-    stopped = subprocess.run(
-        [*command, "--", sys.executable, str(script), *arguments],
-        capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT)}, timeout=300, check=False,
-    )  # fmt: skip
+    stopped = run_script(2, 2, sys.executable, script, *arguments)
     assert stopped.returncode == 0, stopped.stderr[-3000:]
     assert "SIGTERM: saved step" in stopped.stderr and not (path / "run.json").exists()
     assert train_tiny(store_path, path, "data.placement=device")
     assert_trees_close(load_run(alone).variables, load_run(path).variables, rtol=2e-3, atol=2e-5)
+
+
+def test_a_table_can_lie_on_two_processes(alone, store_path, tmp_path):
+    """And the lead alone writes a trace: two of a host would write one file."""
+    path = tmp_path / "run"
+    arguments = (f"--data={store_path}", f"--workdir={path}", *CONFIG)
+    run_job(2, 1, "train", *arguments, "--config.mesh.model=2", "--config.mesh.min_table_rows=2", "--profile")
+    assert_trees_close(load_run(alone).variables, load_run(path).variables, rtol=2e-3, atol=2e-5)
+    assert len(list(path.glob("profile/**/*.xplane.pb"))) == 1
+
+
+EXCHANGES = """
+from absl import flags
+from jax.sharding import Mesh
+import jax
+import numpy as np
+from mean_jax import distributed, sharding
+from mean_jax.cli import common
+
+FLAGS = flags.FlagValues()
+common.define_job_flags(FLAGS)
+
+
+def main():
+    sharding._ELEMENTS_PER_EXCHANGE = 7
+    own = np.random.default_rng(jax.process_index()).normal(size=(3, 8)) * 1e9
+    both = sum(np.random.default_rng(process).normal(size=(3, 8)) * 1e9 for process in range(2))
+    total = sharding.sum_over_processes(own)
+    assert total.dtype == np.float64
+    np.testing.assert_array_equal(total, both)  # to the last bit: float32 would keep seven digits
+    counts = sharding.sum_over_processes(np.arange(20, dtype=np.int64) + jax.process_index())
+    np.testing.assert_array_equal(counts, 2 * np.arange(20) + 1)
+    assert sharding.sum_over_processes(np.zeros((0, 3), np.float32)).shape == (0, 3)
+
+    first = 32 * jax.process_index()
+    assert sharding.own_rows(sharding.data_mesh(jax.devices()), 64) == slice(first, first + 32)
+    # Two replicas, one per process: each needs all rows.
+    devices = np.array(jax.devices()).reshape(2, 2, 1)
+    assert sharding.own_rows(Mesh(devices, sharding.AXES), 64) == slice(0, 64)
+    print("all is well", flush=True)
+    distributed.barrier("the end")
+
+
+common.run(main, flag_values=FLAGS)
+"""
+
+
+def test_what_processes_exchange_and_which_rows_are_theirs(tmp_path):
+    (tmp_path / "exchanges.py").write_text(EXCHANGES)
+    result = run_script(2, 2, sys.executable, tmp_path / "exchanges.py")
+    assert result.returncode == 0 and result.stdout.count("all is well") == 2, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--config.data.placement=device", "--config.mesh.min_table_rows=7", "--data=OTHER"],
+    ids=["rows", "mesh", "store"],
+)
+def test_processes_that_do_not_agree_are_refused(flag, store_path, table_path, tmp_path):
+    name = flag.split("=")[0]
+    if name == "--data":
+        other = shutil.copytree(store_path, tmp_path / "other")
+        table = pq.read_table(table_path).slice(0, 50)
+        ids = pa.array([f"n{index}" for index in range(50)])
+        pq.write_table(table.set_column(0, "customer_id", ids), tmp_path / "more.parquet")
+        append(str(tmp_path / "more.parquet"), other)
+        flag = f"--data={other}"
+    command = f'exec "$@" $(test "$MEAN_JAX_PROCESS_ID" = 0 || echo {flag})'
+    train = (sys.executable, "-m", "mean_jax.cli.train", f"--data={store_path}", f"--workdir={tmp_path / 'run'}")
+    result = run_script(2, 1, "sh", "-c", command, "sh", *train, *CONFIG)
+    assert result.returncode == 2 and result.stderr.count("error:") == 1, result.stderr[-3000:]
+    assert f"{name}: not the same as in process 0" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_user_error_is_said_once(store_path, tmp_path):

@@ -46,6 +46,19 @@ def test_pages_of_open_rows_are_not_taken_for_cold(stores, monkeypatch):
     assert len(stores[0].open_cold()) == 1000
 
 
+def test_locked_memory_is_given_back():
+    def locked_kb():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmLck:"))
+
+    before = locked_kb()
+    with reading_disk.locked_memory(1 << 20):
+        assert locked_kb() - before == 1024
+    assert locked_kb() == before
+    with pytest.raises(UserError, match=r"--free_gb: only .* GB are free"):
+        reading_disk.scarce_memory(1 << 60)
+
+
 def test_bytes_from_disk():
     assert reading_disk.bytes_from_disk("rchar: 5\nread_bytes: 4096\nwrite_bytes: 7\n") == 4096
     seconds, num_bytes = reading_disk.timed(lambda: None)

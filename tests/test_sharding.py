@@ -88,6 +88,18 @@ def test_large_tables_are_divided_and_small_ones_are_not(program):
     assert divided == {f"embedding_{i}": size > min(sizes) and size % 2 == 0 for i, size in enumerate(sizes)}
 
 
+def test_a_table_that_cannot_be_divided_is_named(program, caplog):
+    sizes = [len(counts) for counts in program.transform.category_counts]
+    config = MeshConfig(model=4, min_table_rows=1)
+    with caplog.at_level("WARNING"):
+        state_shardings(make_mesh(config, len(program.specs), 64), jax.eval_shape(program.init_state), config)
+    odd = {i: size for i, size in enumerate(sizes) if size % 4}
+    assert odd and sorted(caplog.messages) == [
+        f"--config.mesh.model=4 does not divide the {size} rows of embedding_{i}: every device has them all"
+        for i, size in odd.items()
+    ]
+
+
 def test_batch_statistics_are_those_of_the_whole_batch():
     """Also where the devices have unequally many rows under the mask, and where no row is."""
     rng = np.random.default_rng(0)
@@ -208,8 +220,8 @@ def test_a_mesh_that_does_not_fit_is_one_clear_error(config, num_replicas, batch
         make_mesh(config, num_replicas, batch_size)
 
 
-def test_own_rows_are_those_of_the_process():
-    assert own_rows(data_mesh(jax.devices()), 64) == slice(0, 64)
+def test_a_process_alone_owns_all_rows():
+    assert own_rows(data_mesh(jax.devices()), 64) == slice(0, 64)  # several: tests/test_processes.py
 
 
 def test_a_batch_that_is_not_finite_can_be_skipped(store, words_SxBxW):

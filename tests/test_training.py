@@ -229,6 +229,18 @@ def test_variants_train_evaluate_and_score(overrides, store_path, table, tmp_pat
     assert np.isfinite(scores["cltv_30"].to_numpy()).all() and (scores["cltv_365"].to_numpy() >= 0).all()
 
 
+@pytest.mark.parametrize(("num_steps", "is_traced"), [(3, True), (100, False)])
+def test_a_profile_is_written_or_its_lack_is_said(num_steps, is_traced, store_path, tmp_path, caplog):
+    config = tiny_config("train.max_epochs=1", f"train.steps_per_dispatch={num_steps}")
+    with caplog.at_level("INFO"):
+        assert loop.train(
+            lambda store: Program(config, store.schema, store.transform), store_path, tmp_path / "run", profile=True
+        )
+    assert bool(list((tmp_path / "run").glob("profile/**/*.xplane.pb"))) == is_traced
+    said = [message for message in caplog.messages if "trace" in message]
+    assert len(said) == 1 and said[0].startswith("trace of dispatches 3 to " if is_traced else "--profile: no trace")
+
+
 def unseal(run, name):
     """Leaves the newest checkpoint as a process does that is killed before it is sealed."""
     step = checkpoints.sealed_steps(run / name)[0]

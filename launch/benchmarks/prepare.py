@@ -3,13 +3,17 @@
 Command:  python launch/benchmarks/prepare.py [--rows=500000,2000000] [--features=720] [--num_workers=2]
 
 The decoder reads the same files with as many processes into one row-major float32 array per unit of work (codes for
-categories), and keeps nothing: the floor of any preparation. prepare reads every column once, in its pass `read`, and
-goes over the rows a second time, as they were spilled, in `sort`; `check` reads ids, labels and categories only. Each
-command is a process of its own, processes start anew, and rounds are interleaved; the median is printed with the
-smallest and the largest. Memory is the sum over processes of the largest resident set of each. Disk: about 7 kB per row
-of 720 features in --folder.
+categories), and keeps nothing: the floor of any preparation. A second one also writes these arrays to the disk and
+waits until they are there, as prepare does with its store: the floor of any that keeps what it prepares. prepare reads
+every column once, in its pass `read`, and goes over the rows a second time, as they were spilled, in `sort`; `check`
+reads ids, labels and categories only. Each command is a process of its own, processes start anew, and rounds are
+interleaved; the median is printed with the smallest and the largest. Memory is the sum over processes of the largest
+resident set of each. Disk: about 7 kB per row of 720 features in --folder.
 """
 
+from collections.abc import Iterator
+import contextlib
+import functools
 import json
 import os
 from pathlib import Path
@@ -40,21 +44,34 @@ _NUM_WORKERS = flags.DEFINE_integer("num_workers", None, "Processes of both; by 
 _NUMERIC_TYPE = flags.DEFINE_string("numeric_type", "float32", "As of mean-jax-prepare.", flag_values=_FLAGS)
 _FOLDER = flags.DEFINE_string("folder", None, "Where the data goes; a temporary folder if none.", flag_values=_FLAGS)
 _DECODE = flags.DEFINE_string("decode", None, "Only decode this table: how the parent runs it.", flag_values=_FLAGS)
+_KEEP_IN = flags.DEFINE_string("keep_in", None, "Folder for what --decode reads.", flag_values=_FLAGS)
 _POLL_SECONDS = 0.05
 _PASSES = ("check", "read", "sort")
 
 
-def _decode_unit(unit: Unit) -> int:
-    """Returns the rows of a unit after copying them into a row-major float32 array."""
+def _decode_unit(unit: Unit, folder: str | None) -> int:
+    """Returns the rows of a unit after copying them into row-major float32 arrays, and these to the disk if asked."""
     columns = unit.pieces[0].source.schema.names
     num_rows = 0
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(Path(folder) / str(unit.index), "wb")) if folder else None
+        for values_BxC in _arrays(unit, columns):
+            num_rows += len(values_BxC)
+            if file is not None:
+                file.write(values_BxC.data)
+        if file is not None:
+            file.flush()
+            os.fsync(file.fileno())
+    return num_rows
+
+
+def _arrays(unit: Unit, columns: list[str]) -> Iterator[np.ndarray]:
     for rows in unit.rows(columns):
         values_BxC = np.empty((rows.batch.num_rows, len(columns)), np.float32)
         for start in range(0, len(columns), 16):
             some = [_values(column) for column in rows.batch.columns[start : start + 16]]
             values_BxC[:, start : start + len(some)] = np.stack(some).T
-        num_rows += len(values_BxC)
-    return num_rows
+        yield values_BxC
 
 
 def _values(column: pa.Array) -> np.ndarray:
@@ -63,9 +80,9 @@ def _values(column: pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
 
 
-def _decode(path: str, num_workers: int) -> None:
+def _decode(path: str, num_workers: int, folder: str | None) -> None:
     with Workers(num_workers) as workers:
-        sum(workers.map(_decode_unit, split_units(open_tables(path, "--decode"))))
+        sum(workers.map(functools.partial(_decode_unit, folder=folder), split_units(open_tables(path, "--decode"))))
 
 
 def _peak_bytes(pid: int) -> dict[int, int]:
@@ -123,9 +140,11 @@ def _measure_size(num_rows: int, folder: Path, num_workers: int) -> float:
     own = [sys.executable, __file__, f"--num_workers={num_workers}", f"--decode={table}"]
     ours = [sys.executable, "-m", "mean_jax.cli.prepare", f"--num_workers={num_workers}", f"--input={table}"]
     ours += [f"--output={store}", f"--numeric_type={_NUMERIC_TYPE.value}"]
-    decoded, prepared, passes, peaks = [], [], [], []
+    decoded, kept, prepared, passes, peaks = [], [], [], [], []
     for _ in range(_ROUNDS.value):
         decoded.append(_measure(own)[:2])
+        with tempfile.TemporaryDirectory(dir=folder) as keep_in:
+            kept.append(_measure([*own, f"--keep_in={keep_in}"])[0])
         shutil.rmtree(store, ignore_errors=True)
         *seconds, peak, log = _measure(ours)
         prepared.append(seconds)
@@ -133,24 +152,26 @@ def _measure_size(num_rows: int, folder: Path, num_workers: int) -> float:
         peaks.append(peak)
     shutil.rmtree(store)
     (decode, decode_cpu), (whole, whole_cpu) = np.array(decoded).T, np.array(prepared).T
-    lines: list[tuple[str, np.ndarray]] = [("PyArrow alone", decode), ("prepare", whole)]
+    keep = np.array(kept)
+    lines = [("PyArrow alone", decode), ("PyArrow, arrays written", keep), ("prepare", whole)]
     lines += [(f"its pass {name}", seconds) for name, seconds in zip(_PASSES, np.array(passes).T, strict=True)]
     for name, values in lines:
-        print(f"| {num_rows:,} | {name} | {_spread(num_rows / values)} | {_spread(decode / values, 2)} |")
+        ratios = f"{_spread(decode / values, 2)} | {_spread(keep / values, 2)}"
+        print(f"| {num_rows:,} | {name} | {_spread(num_rows / values)} | {ratios} |")
     in_cpu = f"{_spread(num_rows / whole_cpu)} | {_spread(decode_cpu / whole_cpu, 2)}"
-    print(f"| {num_rows:,} | prepare, per second of processor time | {in_cpu} |")
-    print(f"| {num_rows:,} | peak memory of prepare, MB | {_spread(np.array(peaks) / 1e6)} | |")
+    print(f"| {num_rows:,} | prepare, per second of processor time | {in_cpu} | |")
+    print(f"| {num_rows:,} | peak memory of prepare, MB | {_spread(np.array(peaks) / 1e6)} | | |")
     return max(peaks)
 
 
 def _main() -> None:
     num_workers = _NUM_WORKERS.value or available_processors()
     if _DECODE.value:
-        _decode(_DECODE.value, num_workers)
+        _decode(_DECODE.value, num_workers, _KEEP_IN.value)
         return
     with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
         print(f"{num_workers} processes, {_FEATURES.value} features, {_NUMERIC_TYPE.value}\n")
-        print("| rows | | rows/s | of PyArrow alone |\n| --- | --- | --- | --- |")
+        print("| rows | | rows/s | of PyArrow alone | of PyArrow, arrays written |\n| --- | --- | --- | --- | --- |")
         peaks = [_measure_size(int(rows), Path(folder), num_workers) for rows in _ROWS.value]
     print("\nPeak memory relative to the first size: " + json.dumps([round(peak / peaks[0], 3) for peak in peaks]))
 

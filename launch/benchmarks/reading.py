@@ -7,14 +7,16 @@ alone beside train steps on rows in memory. Cold: the pages of all shards are dr
 measurement, the sequential rate is that of reads of 4 MB through the same shards, and the kernel's count of bytes from
 the disk shows how much the page cache had after all. Beyond memory: an epoch visits each row once, so training from
 dropped pages reads the disk as it would from a store of any size; every figure there is of such steps, beside the same
-steps on rows in memory. To have the system take pages away as well, run the whole command in a control group whose
-limit is below the store's size, e.g. `systemd-run --scope -p MemoryMax=2G`; the limit is then printed. (ulimit does not
-count the pages of files.) Memory: the largest anonymous resident set of training runs on two sizes, processes of their
-own. In each round every contender runs once; medians with smallest and largest. Disk: 4.4 kB per row of 720 features,
-4.4 GB by default; a container or a virtual machine may have its host cache what is cold here.
+steps on rows in memory. To have the system take pages away as well, leave it less memory than the store has: with
+--free_gb=2, which locks the rest while whole epochs are trained, or in a control group, e.g. `systemd-run --scope -p
+MemoryMax=2G`; its limit is printed. (ulimit does not count the pages of files.) Memory: the largest anonymous resident
+set of training runs on two sizes, processes of their own. In each round every contender runs once; medians with
+smallest and largest. Disk: 4.4 kB per row of 720 features, 4.4 GB by default; a container or a virtual machine may have
+its host cache what is cold here.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import itertools
 import os
 from pathlib import Path
@@ -28,7 +30,7 @@ import jax.numpy as jnp
 from made_up import make_program
 import numpy as np
 from process_meter import measure
-from reading_disk import drop_pages, memory_limit, open_rows, read_sequentially, timed, write_store
+from reading_disk import drop_pages, memory_limit, open_rows, read_sequentially, scarce_memory, timed, write_store
 
 from mean_jax.cli import common
 from mean_jax.config import DataConfig
@@ -48,6 +50,13 @@ _FEATURES = flags.DEFINE_integer("features", 720, "Numeric features.", lower_bou
 _HORIZONS = flags.DEFINE_integer("horizons", 4, "Replicas of the main step.", lower_bound=2, flag_values=_FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds over all contenders.", lower_bound=1, flag_values=_FLAGS)
 _DISPATCHES = flags.DEFINE_integer("dispatches", 8, "Timed dispatches per round.", lower_bound=1, flag_values=_FLAGS)
+_FREE_GB = flags.DEFINE_float(
+    "free_gb",
+    0.0,
+    "Beyond memory: lock all memory of the machine but so many GB, fewer than the store has, and train whole epochs.",
+    lower_bound=0.0,
+    flag_values=_FLAGS,
+)
 _FOLDER = flags.DEFINE_string("folder", None, "Where the stores go; a temporary folder if none.", flag_values=_FLAGS)
 _TRAIN = flags.DEFINE_string(
     "train",
@@ -221,26 +230,28 @@ def _cold(store: DiskStore, plan: EpochPlan) -> str:
 
 def _beyond_memory(program: Program, steps: dict[str, Steps], store: DiskStore, plan: EpochPlan) -> str:
     """Returns the table of training from cold pages beside the same steps on rows in memory."""
-    count = _DISPATCHES.value
+    is_scarce = _FREE_GB.value > 0
+    count = plan.num_dispatches if is_scarce else _DISPATCHES.value
     num_bytes = count * plan.num_steps * plan.batch_size * 4 * store.layout.num_words
     lines = ["| training from cold pages | rows/s | of rows in memory | bytes from the disk per byte |"]
     lines.append("|" + " --- |" * 4)
-    for num_replicas, (name, in_memory) in zip((_HORIZONS.value, 1), steps.items(), strict=True):
+    contenders = list(zip((_HORIZONS.value, 1), steps.items(), strict=True))
+    for num_replicas, (name, in_memory) in contenders[1:] if is_scarce else contenders:  # whole epochs: the faster step
         from_store = StoreSteps(program, num_replicas, plan)
         seconds: Samples = {config.shuffle: [] for config in _SHUFFLES}
         ratios: Samples = {config.shuffle: [] for config in _SHUFFLES}
         shares: Samples = {config.shuffle: [] for config in _SHUFFLES}
         from_store.start(store.open(), _SHUFFLES[0])(1)  # compiles
-        for _ in range(_ROUNDS.value):
-            for config in _SHUFFLES:
+        for _, config in itertools.product(range(_ROUNDS.value), _SHUFFLES):
+            with scarce_memory(int(_FREE_GB.value * 1e9)) if is_scarce else contextlib.nullcontext():
                 memory_seconds = timed(lambda run=in_memory: run(count))[0]
                 run = from_store.start(store.open_cold(), config)
                 run(1)
                 own_seconds, from_disk = timed(lambda run=run: run(count))
                 del run
-                seconds[config.shuffle].append(own_seconds)
-                ratios[config.shuffle].append(memory_seconds / own_seconds)
-                shares[config.shuffle].append(from_disk / num_bytes)
+            seconds[config.shuffle].append(own_seconds)
+            ratios[config.shuffle].append(memory_seconds / own_seconds)
+            shares[config.shuffle].append(from_disk / num_bytes)
         for shuffle, values in seconds.items():
             rate = spread(num_bytes / (4 * store.layout.num_words) / np.array(values))
             lines.append(

@@ -1,7 +1,10 @@
 """Made-up stores on disk, with their pages in or out of memory, for the benchmark of reading. Linux only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import ctypes
 import gc
+import mmap
 import os
 from pathlib import Path
 import time
@@ -98,6 +101,37 @@ def timed(work: Callable[[], Any]) -> tuple[float, int]:
     before, start = bytes_from_disk(), time.perf_counter()
     work()
     return time.perf_counter() - start, bytes_from_disk() - before
+
+
+@contextlib.contextmanager
+def locked_memory(num_bytes: int) -> Iterator[None]:
+    """Keeps so much memory from everybody, pages of files included.
+
+    Raises:
+      UserError: the system does not let this process lock so much.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(-1, num_bytes) as block:
+        view = ctypes.c_char.from_buffer(block)
+        failed = library.mlock(ctypes.byref(view), ctypes.c_size_t(num_bytes))
+        del view  # an open view would keep the block from being closed
+        if failed:
+            reason, size = os.strerror(ctypes.get_errno()), f"{num_bytes / 1e9:.1f} GB"
+            raise UserError(f"--free_gb: cannot lock {size} ({reason}); raise `ulimit -l` or leave the flag out")
+        yield
+
+
+def scarce_memory(free_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """Locks memory until only `free_bytes` of the machine's are left.
+
+    Raises:
+      UserError: no more is free anyhow.
+    """
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+    available = int(line.split()[1]) * 1024
+    if available <= free_bytes:
+        raise UserError(f"--free_gb: only {available / 1e9:.1f} GB are free on this machine; use less")
+    return locked_memory(available - free_bytes)
 
 
 def memory_limit(cgroup_text: str, root: Path) -> int | None:

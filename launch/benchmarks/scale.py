@@ -44,7 +44,11 @@ _OUTPUT = flags.DEFINE_string(
 )
 _ROWS = flags.DEFINE_list("rows", ["250000", "500000", "1000000", "2000000"], "Customers per size.", flag_values=_FLAGS)
 _BASE_ROWS = flags.DEFINE_integer(
-    "base_rows", 20_000, "Customers of the run that shows the fixed cost.", lower_bound=5000, flag_values=_FLAGS
+    "base_rows",
+    100_000,  # the size of the sample that prepare fits on
+    "Customers of the run that shows the fixed cost.",
+    lower_bound=5000,
+    flag_values=_FLAGS,
 )
 _FEATURES = flags.DEFINE_integer("features", 720, "Features.", flag_values=_FLAGS)
 _HORIZONS = flags.DEFINE_list("horizons", list(LABELS), "Labels to train, a model each.", flag_values=_FLAGS)

@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from mean_jax.data import hashing
 from mean_jax.data.ids import require_ids
-from mean_jax.data.progress import Progress
 from mean_jax.data.schema import Schema
 from mean_jax.data.store import SPLITS
 from mean_jax.data.tables import Rows
 from mean_jax.data.transform import category_texts, numeric_values
 from mean_jax.errors import UserError
+from mean_jax.progress import Progress
 
 
 class LabelledRows(NamedTuple):

@@ -22,7 +22,6 @@ from mean_jax.data import hashing, statistics
 from mean_jax.data.categories import CategoryCounts
 from mean_jax.data.ids import cast_ids, refuse_repeated, repeated_hashes
 from mean_jax.data.labelled import LabelledReader, LabelledRows
-from mean_jax.data.progress import Progress
 from mean_jax.data.schema import Schema
 from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema
 from mean_jax.data.stability import Occupancy, Reference
@@ -35,6 +34,7 @@ from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
 from mean_jax.fileio import sync
 from mean_jax.log import LOGGER
+from mean_jax.progress import Progress
 from mean_jax.types import RowLayout
 
 _ORDER_SALT = 1  # even salts are those of the split seeds

@@ -7,6 +7,7 @@ process of a job goes through the same steps; what is written besides checkpoint
 
 from collections.abc import Callable, Iterator
 import contextlib
+import math
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from mean_jax.data.store import Store
 from mean_jax.errors import UserError
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.log import LOGGER
+from mean_jax.progress import Progress
 from mean_jax.run import Program
 from mean_jax.sharding import make_mesh, of_lead, on_mesh, own_rows, state_shardings, to_host
 from mean_jax.training import checkpoints, lock
@@ -31,8 +33,8 @@ from mean_jax.training.meter import EpochMeter, not_finite
 from mean_jax.training.predictions import PREDICT_BATCH_SIZE, fit_calibrations, raw_predictions, split_words
 from mean_jax.training.profile import Profile
 from mean_jax.training.state import TrainState
-from mean_jax.training.workdir import open_run_folder, refuse_another_run
-from mean_jax.training.writers import MetricsWriter, Progress
+from mean_jax.training.workdir import open_run_folder, refuse_another_run, refuse_divided_job
+from mean_jax.training.writers import MetricsWriter
 
 # Sign that makes higher better.
 _METRIC_SIGNS = {"gini": 1.0, "percentile_mape": -1.0, "loss": -1.0}
@@ -126,7 +128,7 @@ class Trainer:
         batch_size = self._config.batch_size
         total = self._order.plan.epoch_steps * self._order.num_epochs
         with contextlib.ExitStack() as stack:
-            progress = stack.enter_context(contextlib.closing(Progress(total * batch_size, self._step * batch_size)))
+            progress = stack.enter_context(Progress("train", total * batch_size, self._step * batch_size))
             if distributed.is_lead():
                 writer = MetricsWriter(self._workdir, self._step)
                 self._writer = stack.enter_context(contextlib.closing(writer))
@@ -148,8 +150,10 @@ class Trainer:
         rule = self._program.step_rule(stream_layout(self._rows.layout, data))
         feed = make_feed(rule, self._mesh, self._shardings, self._rows, self._order, data)
         meter = EpochMeter(self._names())
-        if self._step:  # the means of an epoch that was cut in two are those of the whole
-            meter.restore(checkpoints.read_notes(self._workdir / run_lib.LATEST, self._step))
+        if self._step:
+            notes = checkpoints.read_notes(self._workdir / run_lib.LATEST, self._step)
+            self._refuse_other_rows(notes.get("num_rows", len(self._rows)))
+            meter.restore(notes.get("epoch", {}))  # the means of an epoch that was cut in two are those of the whole
         last_saved = self._step
         for dispatch in feed(self._step):
             if interruption.agreed() or not self._is_active_R.any():
@@ -161,7 +165,8 @@ class Trainer:
             self._step += dispatch.num_steps
             meter.push(self._step - dispatch.num_steps + 1, self._step, metrics)
             epoch = (self._step - 1) // plan.epoch_steps + 1
-            progress.update(dispatch.num_steps * plan.batch_size, epoch, meter.loss)
+            loss = f", loss {meter.loss:.4f}" if math.isfinite(meter.loss) else ""  # not read yet after a start
+            progress.update(dispatch.num_steps * plan.batch_size, f"epoch {epoch}{loss}")
             is_epoch_end = self._step % plan.epoch_steps == 0
             if is_epoch_end:
                 meter.read(self._is_active_R)
@@ -176,10 +181,19 @@ class Trainer:
             self._save(state, saver, meter)
         return state
 
+    def _refuse_other_rows(self, num_rows: int) -> None:
+        """Raises UserError if the run was begun on another number of rows, which decides the order of them all."""
+        if num_rows != len(self._rows):
+            raise UserError(
+                f"--data: the store has {len(self._rows)} training rows, those of step {self._step} in {self._workdir} "
+                f"came from {num_rows}; rows were added since the run began: train on them in a new --workdir"
+            )
+
     def _save(self, state: TrainState, saver: checkpoints.CheckpointWriter, meter: EpochMeter) -> None:
         self._check_lock()
+        notes = {"num_rows": len(self._rows), "epoch": meter.state()}
         # The next dispatch overwrites the donated state while the checkpoint is still being written: save a copy.
-        saver.save(self._step, jax.tree.map(jnp.copy, state), meter.state())
+        saver.save(self._step, jax.tree.map(jnp.copy, state), notes)
 
     def _end_epoch(self, state: TrainState, epoch: int, meter: EpochMeter) -> TrainState:
         values = self._validation_metrics(state)
@@ -286,11 +300,12 @@ def train(
       workdir: the run folder; processes of one job share it.
       flag: where its name came from, for error lines.
       strict_restore: refuse a damaged newest checkpoint, rather than going on from the one before.
-      profile: write a JAX trace of some dispatches for TensorBoard.
+      profile: write a JAX trace of some dispatches of the lead process for TensorBoard.
 
     Raises:
-      UserError: a damaged store, fewer training rows than a batch, a run folder of another run or in use, devices that
-        do not fit the config, or a loss that is not finite.
+      UserError: a damaged store or one with other rows than the run began with, fewer training rows than a batch, a
+        run folder of another run or in use, devices that do not fit the config, processes of a job that do not agree,
+        or a loss that is not finite.
     """
     store = Store(data)
     program = program_of(store)
@@ -306,7 +321,9 @@ def train(
         distributed.barrier("the run folder is open")
         if not distributed.is_lead():
             refuse_another_run(workdir, program, flag)  # all processes train one program
+        refuse_divided_job(program, store)
+        traces = profile and distributed.is_lead()  # two of a host would write one file
         if run_lib.is_finished(workdir):
             LOGGER.info("the run in %s is finished already", workdir)
             return True
-        return Trainer(program, store, workdir, strict_restore, Profile(workdir if profile else None), held).run()
+        return Trainer(program, store, workdir, strict_restore, Profile(workdir if traces else None), held).run()

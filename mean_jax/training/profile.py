@@ -32,8 +32,17 @@ class Profile:
             self.stop()
 
     def stop(self) -> None:
-        """Ends the trace, if one is under way."""
-        if self._folder is not None and self._count >= _FIRST:
+        """Ends the trace, if one is under way, or says why there is none."""
+        if self._folder is None:
+            return
+        if self._count >= _FIRST:
             jax.profiler.stop_trace()
             LOGGER.info("trace of dispatches %d to %d: %s", _FIRST, self._count, self._folder)
-            self._folder = None
+        else:
+            LOGGER.warning(
+                "--profile: no trace, dispatch %d would be the first of it and there were only %d; "
+                "lower --config.train.steps_per_dispatch or train for longer",
+                _FIRST,
+                self._count,
+            )
+        self._folder = None

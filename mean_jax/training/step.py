@@ -44,14 +44,20 @@ class StepRule:
     label_config: LabelConfig
     layout: RowLayout  # of the words that it gets
     skip_nonfinite: bool = False  # leave out a batch whose loss or gradient is not finite
+    divided: frozenset[int] = frozenset()  # leaves of the parameters that lie in parts along `model`
 
 
-def _added_up(axis: BatchAxis, tree: Any) -> Any:
-    """Returns the sums over the devices of all leaves, in one all-reduce."""
+def _added_up(axis: BatchAxis, metrics: Metrics, gradients: Any, divided: frozenset[int]) -> tuple[Metrics, Any]:
+    """Returns the sums over the devices of all leaves, in one all-reduce and one more for each divided gradient."""
     if axis.name is None:
-        return tree
-    flat, unravel = jax.flatten_util.ravel_pytree(tree)
-    return unravel(axis.sum(flat))
+        return metrics, gradients
+    leaves, structure = jax.tree.flatten(gradients)
+    whole = [leaf for i, leaf in enumerate(leaves) if i not in divided]
+    flat, unravel = jax.flatten_util.ravel_pytree((metrics, whole))
+    metrics, whole = unravel(axis.sum(flat))
+    rest = iter(whole)
+    summed = [axis.sum(leaf) if i in divided else next(rest) for i, leaf in enumerate(leaves)]
+    return metrics, jax.tree.unflatten(structure, summed)
 
 
 def replica_step(
@@ -89,7 +95,7 @@ def replica_step(
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (terms, batch_stats)), gradients = gradient_fn(replica.variables.params)
-    metrics, gradients = _added_up(model.batch_axis, ({"total": loss, **terms}, gradients))
+    metrics, gradients = _added_up(model.batch_axis, {"total": loss, **terms}, gradients, rule.divided)
     # A sum is finite only if all its addends are.
     is_finite = jnp.isfinite(metrics["total"] + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gradients)))
     updates, opt_state = rule.optimizer.update(gradients, replica.opt_state, replica.variables.params)
@@ -165,10 +171,19 @@ def _run_steps(
     return state, metrics
 
 
-def _divided(mesh: Mesh, shardings: Any, dispatch_fn: Callable[..., Any], *row_specs: P) -> Callable[..., Any]:
+def _rule_on(mesh: Mesh, shardings: Any, rule: StepRule) -> StepRule:
+    """Returns the rule for devices that see the batch and the state as the mesh and the shardings divide them."""
+    params = jax.tree.leaves(shardings.replicas.variables.params)
+    divided = frozenset(i for i, sharding in enumerate(params) if "model" in sharding.spec)
+    return dataclasses.replace(rule, model=rule.model.clone(batch_axis=batch_axis(mesh)), divided=divided)
+
+
+def _jit_on(mesh: Mesh, shardings: Any, dispatch_fn: Callable[..., Any], *row_specs: P) -> Callable[..., Any]:
     """Returns the jitted dispatch on the mesh: rows divided over `data`, replicas over `replica`; the state is donated.
 
-    The axis `model` is left to the compiler, which keeps the state as `shardings` say.
+    The axis `model` is left to the compiler, which keeps the state as `shardings` say. Metrics stay where their
+    replicas are. In a job of several processes all get them, as the loop could not gather them without waiting for the
+    dispatch under way.
     """
     if mesh.size == 1:
         return jax.jit(dispatch_fn, donate_argnums=0)
@@ -183,7 +198,7 @@ def _divided(mesh: Mesh, shardings: Any, dispatch_fn: Callable[..., Any], *row_s
             check_vma=False,  # gradients are added up by hand, all in one sum
         ),
         donate_argnums=0,
-        out_shardings=(shardings, NamedSharding(mesh, P("replica"))),
+        out_shardings=(shardings, NamedSharding(mesh, P() if mesh.is_multi_process else P("replica"))),
     )
 
 
@@ -195,14 +210,14 @@ def make_dispatch(
     Metrics are the means over S of each loss term, and `bad_step` and `skipped`. `shardings` are those of the state.
     """
     axis = batch_axis(mesh)
-    rule = dataclasses.replace(rule, model=rule.model.clone(batch_axis=axis))
+    rule = _rule_on(mesh, shardings, rule)
 
     def dispatch(state: TrainState, words_SxBxW: Any) -> tuple[TrainState, Metrics]:
         # One small sum for the whole dispatch, so that no step has to ask how many labels its batch has.
         count_SxT = axis.sum((~jnp.isnan(rule.layout.labels_of(words_SxBxW))).sum(axis=1))
         return _run_steps(rule, state, words_SxBxW, lambda words_BxW: words_BxW, count_SxT)
 
-    return _divided(mesh, shardings, dispatch, P(None, "data"))
+    return _jit_on(mesh, shardings, dispatch, P(None, "data"))
 
 
 def make_resident_dispatch(
@@ -214,7 +229,7 @@ def make_resident_dispatch(
     read or send again. The result is that of `make_dispatch` on the same rows.
     """
     axis = batch_axis(mesh)
-    rule = dataclasses.replace(rule, model=rule.model.clone(batch_axis=axis))
+    rule = _rule_on(mesh, shardings, rule)
 
     def dispatch(state: TrainState, words_NxW: Any, index_SxB: Any) -> tuple[TrainState, Metrics]:
         num_rows = len(words_NxW)
@@ -240,7 +255,7 @@ def make_resident_dispatch(
         count_SxT = axis.sum((is_known_NxT[place_SxB] & is_here_SxB[..., None]).sum(axis=1))
         return _run_steps(rule, state, index_SxB, words_of, count_SxT)
 
-    return _divided(mesh, shardings, dispatch, P("data"), P())
+    return _jit_on(mesh, shardings, dispatch, P("data"), P())
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="patience")

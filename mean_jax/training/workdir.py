@@ -3,11 +3,16 @@
 import dataclasses
 from pathlib import Path
 from typing import Any
+import zlib
+
+import numpy as np
 
 from mean_jax import run as run_lib
+from mean_jax.data.store import Store
 from mean_jax.errors import UserError
 from mean_jax.fileio import remove_temporaries
 from mean_jax.run import Program
+from mean_jax.sharding import of_lead
 from mean_jax.training import lock
 
 # Sections of the config that do not change what a run is: it may go on with others.
@@ -66,6 +71,19 @@ def refuse_another_run(workdir: Path, program: Program, flag: str) -> None:
         raise _mismatch(flag, workdir, "schema", found)
     if saved.transform.to_dict() != program.transform.to_dict():
         raise UserError(f"{flag}: {workdir} holds a run on another store; choose another")
+
+
+def refuse_divided_job(program: Program, store: Store) -> None:
+    """Raises UserError in a process whose devices or rows are not to be used as process 0 uses them."""
+    settings = {f"--config.mesh.{name}": value for name, value in dataclasses.asdict(program.config.mesh).items()}
+    settings |= {"--config.data.placement": program.config.data.placement, "--data": store.manifest["splits"]}
+    own = np.array([zlib.crc32(repr(value).encode()) for value in settings.values()], np.uint32)
+    differing = [name for name, is_same in zip(settings, own == of_lead(own), strict=True) if not is_same]
+    if differing:
+        raise UserError(
+            f"{', '.join(differing)}: not the same as in process 0; give all processes of a job one command and one "
+            "store, to which nothing is being added"
+        )
 
 
 def _mismatch(flag: str, workdir: Path, what: str, found: list[str]) -> UserError:
