@@ -89,7 +89,8 @@ class RowLayout(NamedTuple):
     def pack(self, numeric_BxC: np.ndarray, codes_BxD: np.ndarray, labels_BxT: np.ndarray) -> np.ndarray:
         """Returns words_BxW float32 of float32 values with NaN for missing, int32 codes and labels."""
         if self.numeric_type == "float16":
-            scaled_BxC = np.ldexp(numeric_BxC, -np.array(self.exponents, np.int32)[None])
+            with np.errstate(over="ignore"):  # what overflows is far beyond the largest number
+                scaled_BxC = np.ldexp(numeric_BxC, -np.array(self.exponents, np.int32)[None])
             numeric_BxC = np.clip(scaled_BxC, -_MAX_FLOAT16, _MAX_FLOAT16)
         if self.numeric_type != "float32":
             pairs_BxC = np.zeros((len(numeric_BxC), 2 * self.num_numeric_words), jnp.dtype(self.numeric_type))

@@ -87,6 +87,8 @@ def test_tables_that_are_refused(predictor, table):
             r"^customer_id 'c00003' stands in 2 rows; one row per customer is",
         ),
         (table.set_column(1, "spend", pa.array(["x"] * 1000)), r"^row 1: column spend is 'x'; expected a number$"),
+        (pd.DataFrame({"city": ["a", 1]}), r"^the table cannot be read: .*column city.*; give a pyarrow, pandas or"),
+        (None, r"^the table cannot be read: .*; give a pyarrow, pandas or polars table$"),
     ]
     for refused, message in cases:
         with pytest.raises(UserError, match=message):

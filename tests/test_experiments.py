@@ -285,6 +285,7 @@ def test_a_folder_of_something_else_is_refused(finished, tmp_path, call):
     changed = '--config.networks=(("MEAN", "mean", "model.tau=3.0"), ("ZILN", "dnn_ziln"))'
     code, lines = call(experiment.main, "--config=table1", f"--output={finished}", "--smoke", changed)
     assert code == 2 and "mean.json: holds results of another configuration" in lines
+    assert (finished / "experiment.json").read_text() == before
 
 
 def test_a_mistake_does_not_lock_the_folder(tmp_path, call, store_path):

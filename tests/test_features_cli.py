@@ -86,6 +86,13 @@ def test_files_folders_globs_and_csv_give_the_same_table(command: Command, tmp_p
     assert all(table == tables[0] for table in tables)
 
 
+def test_words_for_missing_values_in_csv_are_those_of_prepare(command: Command, tmp_path: Path) -> None:
+    """A column of numbers stays one, as R and pandas write what is missing."""
+    pa_csv.write_csv(good_log(city=["1.5", "NA", "2", "NaN", "null"]), tmp_path / "log.csv")
+    command(f"--transactions={tmp_path / 'log.csv'}", f"--output={tmp_path / 'o.parquet'}", "--horizons=30")
+    assert pq.read_table(tmp_path / "o.parquet")["city_sum"].to_pylist() == [None, 2.0, 1.5]
+
+
 def test_types_widen_over_files(command: Command, tmp_path: Path) -> None:
     """Integers beside 32-bit floats keep all their digits; times of every form are the instants they name."""
     large = 2**24 + 1

@@ -58,8 +58,8 @@ def test_two_byte_rows_keep_the_precision_of_their_type():
 
 
 def test_what_float16_cannot_hold_becomes_its_largest_number():
-    layout = RowLayout(2, 0, 1, "float16", (0, 4))
-    words_BxW = layout.pack(
-        np.array([[1e9, -1e9]], np.float32), np.zeros((1, 0), np.int32), np.ones((1, 1), np.float32)
-    )
-    np.testing.assert_array_equal(layout.widen(words_BxW)[0, :2], [65504.0, -65504.0 * 16])
+    layout = RowLayout(3, 0, 1, "float16", (0, 4, -100))
+    numeric_BxC = np.array([[1e9, -1e9, 1e30]], np.float32)  # the last one beyond float32 too
+    words_BxW = layout.pack(numeric_BxC, np.zeros((1, 0), np.int32), np.ones((1, 1), np.float32))
+    expected = np.array([65504.0, -65504.0 * 16, 65504.0 * 2.0**-100], np.float32)
+    np.testing.assert_array_equal(layout.widen(words_BxW)[0, :3], expected)

@@ -85,7 +85,7 @@ def _finished_rows(cell: Cell, layout: str, data: ExperimentData, file: CellFile
 def _check_output(spec: ExperimentSpec, output: Path) -> None:
     """Raises UserError unless the folder is free or belongs to this experiment.
 
-    Budget and systems may change: each finished system is kept with its own configuration.
+    Systems may be added or left out; a finished one keeps its configuration, which its `CellFile` checks.
     """
     path = output / SPEC_NAME
     if path.is_file():
@@ -114,12 +114,16 @@ def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None)
     _check_output(spec, output)
     data = open_data(spec.data, output / DATA_NAME, store)
     planned, left_out = plan_cells(spec, data, output)
+    fingerprint = {"store": data.fingerprint(), "layout": spec.layout}
+    files = [
+        CellFile(output / "cells" / f"{slug(cell.system)}.json", fingerprint | {"system": cell.system, **cell.identity})
+        for cell in planned
+    ]
+    for file in files:
+        file.load()  # results of another configuration are refused before anything is written
     write_json(output / SPEC_NAME, KIND, VERSION, {"spec": dataclasses.asdict(spec)})
     rows: list[Row] = []
-    store_identity = data.fingerprint()
-    for cell in tqdm(planned, desc="systems", unit=" systems", disable=None):
-        fingerprint = {"store": store_identity, "layout": spec.layout, "system": cell.system, **cell.identity}
-        file = CellFile(output / "cells" / f"{slug(cell.system)}.json", fingerprint)
+    for cell, file in tqdm(list(zip(planned, files, strict=True)), desc="systems", unit=" systems", disable=None):
         try:
             rows += _finished_rows(cell, spec.layout, data, file)
         except cells.Interrupted:

@@ -59,8 +59,8 @@ def open_log(path: str) -> LogFiles:
 
     Raises:
       UserError: nothing there, an empty file, a file neither Parquet nor CSV, both kinds together, a CSV file that is
-        not separated by commas, or a column name that stands twice in a file (names that differ by case only count as
-        the same, as in SQL).
+        not separated by commas, a column without a name, or a column name that stands twice in a file (names that
+        differ by case only count as the same, as in SQL).
     """
     files = find_files(path, FLAG)
     stamps = {file: FileStamp.of(file) for file in files}
@@ -107,8 +107,7 @@ def parquet_parts(log: LogFiles, scratch: Path) -> Iterator[LogPart]:
 def _csv_to_parquet(file: Path, target: Path, stamp: FileStamp) -> None:
     as_text = pa_csv.ConvertOptions(
         column_types={name: pa.string() for name in _csv_schema(file).names},
-        strings_can_be_null=True,
-        null_values=[""],
+        strings_can_be_null=True,  # of the same words as in prepare and score: empty, NA, NaN, null, ...
     )
     num_rows = 0
     with (
@@ -143,6 +142,9 @@ def _reading(file: Path, is_text: bool) -> Iterator[None]:
 
 
 def _check_names(file: Path, names: list[str]) -> None:
+    if "" in names:  # as of the row numbers that pandas writes unless it is told not to
+        place = 1 + names.index("")
+        raise UserError(f"{FLAG}: column {place} of {file} has no name; name it or write the file without it")
     lowered = [name.lower() for name in names]
     for name in names:
         if lowered.count(name.lower()) > 1:

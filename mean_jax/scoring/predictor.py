@@ -55,10 +55,14 @@ class Predictor:
             training never saw is the unknown one.
 
         Raises:
-          UserError: a feature column or the id is missing, ids are null or repeated, or a value cannot be read.
+          UserError: not a table, a feature column or the id is missing, ids are null or repeated, or a value cannot be
+            read.
         """
         if not isinstance(table, pa.Table):
-            table = pa.table(table)
+            try:
+                table = pa.table(table)
+            except (TypeError, ValueError, pa.ArrowException) as error:
+                raise UserError(f"the table cannot be read: {error}; give a pyarrow, pandas or polars table") from error
         names = [self.id_column, *self.run.program.schema.numeric, *self.run.program.schema.categorical]
         self.check_columns(table.column_names, "the table")
         if not len(table):
