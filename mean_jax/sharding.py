@@ -76,7 +76,7 @@ def state_shardings(mesh: Mesh, abstract: TrainState, config: MeshConfig) -> Any
         return NamedSharding(mesh, P("replica"))
 
     replicas = jax.tree_util.tree_map_with_path(of_leaf, abstract.replicas)
-    for table, num_rows in whole.items():
+    for table, num_rows in whole.items() if jax.process_index() == 0 else ():
         LOGGER.warning(
             "--config.mesh.model=%d does not divide the %d rows of %s: every device has them all", size, num_rows, table
         )

@@ -1,7 +1,10 @@
 """mean-jax-experiment end to end on tiny data: it runs, resumes, and refuses what it cannot do."""
 
 import json
+import os
 from pathlib import Path
+import shutil
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,7 @@ from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.experiments import runner
 from mean_jax.experiments.results import Results
 from mean_jax.experiments.spec import parse_spec
+from mean_jax.training.loop import Trainer
 
 SHIPPED = sorted(path.stem for path in Path("configs/experiments").glob("*.py"))
 # Two networks and a peer are enough where not the systems but the machinery is tested.
@@ -139,6 +143,23 @@ def test_an_interrupted_experiment_goes_on(finished, call, monkeypatch):
     assert not (finished / "cells/ziln.json").exists()
     assert call(experiment.main, *command)[0] == 0
     assert (finished / "cells/ziln.json").exists()
+
+
+def test_a_signal_after_the_last_dispatch_stops_the_experiment(finished, call, tmp_path, monkeypatch):
+    """The run of the moment is sealed, and no other system begins."""
+
+    def interrupted(trainer, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        seal(trainer, state)
+
+    seal = Trainer._finish
+    shutil.copytree(finished / "data", tmp_path / "e/data")
+    command = ("--config=table1", f"--output={tmp_path / 'e'}", "--smoke", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_finish", interrupted)
+        code, lines = call(experiment.main, *command)
+    assert code == 0 and "stopped in MEAN; run the same command to go on" in lines
+    assert (tmp_path / "e/runs/mean/run.json").exists() and not (tmp_path / "e/runs/ziln").exists()
 
 
 @pytest.mark.parametrize("name", SHIPPED)

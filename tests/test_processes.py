@@ -200,6 +200,32 @@ def test_processes_that_do_not_agree_are_refused(flag, store_path, table_path, t
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_copy_of_the_run_folder_is_not_the_run_folder(together, store_path, tmp_path):
+    """As on two machines without a file system in common: each would wait for ever for what the other has saved."""
+    copy = shutil.copytree(together, tmp_path / "copy")
+    command = f'exec "$@" $(test "$MEAN_JAX_PROCESS_ID" = 0 || echo --workdir={copy})'
+    train = (sys.executable, "-m", "mean_jax.cli.train", f"--data={store_path}", f"--workdir={tmp_path / 'run'}")
+    result = run_script(2, 1, "sh", "-c", command, "sh", *train, *CONFIG)
+    assert result.returncode == 2 and result.stderr.count("error:") == 1, result.stderr[-3000:]
+    assert f"--workdir: {copy} is not the folder that process 0 trains in" in result.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_process_0_says_whether_the_run_is_finished(together, store_path, tmp_path):
+    """Another process may not see the last file yet."""
+    script = tmp_path / "late_train.py"
+    script.write_text(
+        "import os\n"
+        "from mean_jax import run\n"
+        "from mean_jax.cli import train\n"
+        "if os.environ['MEAN_JAX_PROCESS_ID'] == '1':\n"
+        "    run.is_finished = lambda workdir: False\n"
+        "train.main()\n"
+    )
+    result = run_script(2, 2, sys.executable, script, f"--data={store_path}", f"--workdir={together}", *CONFIG)
+    assert result.returncode == 0 and "finished already" in result.stderr, result.stderr[-3000:]
+
+
 def test_a_user_error_is_said_once(store_path, tmp_path):
     result = run_job(2, 1, "train", f"--data={store_path}", f"--workdir={tmp_path / 'run'}", *CONFIG,
                      "--config.mesh.replica=3", check=False)  # fmt: skip

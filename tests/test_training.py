@@ -241,6 +241,22 @@ def test_a_profile_is_written_or_its_lack_is_said(num_steps, is_traced, store_pa
     assert len(said) == 1 and said[0].startswith("trace of dispatches 3 to " if is_traced else "--profile: no trace")
 
 
+def test_a_trace_holds_all_of_its_last_dispatch(tmp_path, monkeypatch, caplog):
+    """It ends after the loop has read what the dispatch gave: before, the devices may still be at work on it."""
+    done = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: done.append("start"))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: done.append("stop"))
+    profile = Profile(tmp_path)
+    with caplog.at_level("INFO"):
+        for number in range(1, 12):
+            with profile.dispatch():
+                done += [f"run {number}", f"read {number - 1}"]
+    profile.stop()
+    assert done.index("start") + 1 == done.index("run 3") and done.index("stop") - 1 == done.index("read 8")
+    assert done.count("stop") == 1
+    assert [message.partition(":")[0] for message in caplog.messages] == ["trace of dispatches 3 to 8"]
+
+
 def unseal(run, name):
     """Leaves the newest checkpoint as a process does that is killed before it is sealed."""
     step = checkpoints.sealed_steps(run / name)[0]

@@ -13,7 +13,7 @@ import numpy as np
 
 from mean_jax import run as run_lib
 from mean_jax.config import Config
-from mean_jax.data.store import SplitRows
+from mean_jax.data.store import SplitRows, Store
 from mean_jax.evaluation.calibration import fit_levelled
 from mean_jax.experiments.data import ExperimentData
 from mean_jax.experiments.peers import PEERS
@@ -21,6 +21,7 @@ from mean_jax.experiments.peers.task import PeerTask, Predict, Table
 from mean_jax.experiments.results import DETERMINISTIC
 from mean_jax.log import LOGGER
 from mean_jax.run import Program, load_run
+from mean_jax.training.interruption import Interruption
 from mean_jax.training.loop import train
 from mean_jax.training.predictions import MAX_LEVEL_ROWS, predict_rows, seed_predictions
 
@@ -49,7 +50,13 @@ def network_predictions(config: Config, data: ExperimentData, folder: Path) -> I
       Interrupted: a signal stopped the training at a dispatch boundary.
       UserError: the configuration does not fit the store.
     """
-    if not train(lambda store: Program(config, store.schema, store.transform), data.store.folder, folder, "--output"):
+    interruption = Interruption()  # keeps a signal that came after the last dispatch, which the other systems heed
+
+    def program_of(store: Store) -> Program:
+        return Program(config, store.schema, store.transform)
+
+    is_finished = train(program_of, data.store.folder, folder, "--output", interruption=interruption)
+    if not is_finished or interruption.is_asked:
         raise Interrupted
     # All that is left to do with the run is to predict, and its training state is several times the size of its models.
     shutil.rmtree(folder / run_lib.LATEST, ignore_errors=True)

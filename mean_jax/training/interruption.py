@@ -27,6 +27,11 @@ class Interruption:
             everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self._max = jax.jit(jnp.max, out_shardings=everywhere)
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether this process was asked to stop, be it after the last boundary."""
+        return bool(self._received)
+
     def _remember(self, number: int, _: FrameType | None) -> None:
         if self._received:
             raise KeyboardInterrupt  # the second signal means now

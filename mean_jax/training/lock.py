@@ -91,7 +91,7 @@ class Held:
     """A lock that this process holds."""
 
     def __init__(self, path: Path, flag: str) -> None:
-        self._path = path
+        self.path = path
         self._flag = flag
         self._is_lost = False
         self._released = threading.Event()
@@ -101,25 +101,25 @@ class Held:
     def _refresh(self) -> None:
         while not self._released.wait(_REFRESH_SECONDS):
             try:
-                os.utime(self._path)
+                os.utime(self.path)
             except FileNotFoundError:
                 self._is_lost = True
                 return
             except OSError as error:  # a network file system that is away for a moment
-                LOGGER.warning("%s: cannot be refreshed: %s", self._path, error)
+                LOGGER.warning("%s: cannot be refreshed: %s", self.path, error)
 
     def check(self) -> None:
         """Raises UserError if another process has taken the folder over; call it before writing there."""
         if self._is_lost:
             raise UserError(
-                f"{self._flag}: the lock {self._path} was taken away while this process was silent for more than "
+                f"{self._flag}: the lock {self.path} was taken away while this process was silent for more than "
                 f"{_STALE_SECONDS:g} s; another process may train there, run the same command to go on"
             )
 
     def release(self) -> None:
         self._released.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def is_lock(path: Path) -> bool:

@@ -33,7 +33,7 @@ from mean_jax.training.meter import EpochMeter, not_finite
 from mean_jax.training.predictions import PREDICT_BATCH_SIZE, fit_calibrations, raw_predictions, split_words
 from mean_jax.training.profile import Profile
 from mean_jax.training.state import TrainState
-from mean_jax.training.workdir import open_run_folder, refuse_another_run, refuse_divided_job
+from mean_jax.training.workdir import open_run_folder, refuse_another_folder, refuse_another_run, refuse_divided_job
 from mean_jax.training.writers import MetricsWriter
 
 # Sign that makes higher better.
@@ -99,13 +99,13 @@ class Trainer:
     def _is_done(self) -> bool:
         return self._step >= self._order.plan.epoch_steps * self._order.num_epochs or not self._is_active_R.any()
 
-    def run(self) -> bool:
+    def run(self, interruption: Interruption) -> bool:
         """Trains to the end or to a signal; returns whether the run is finished.
 
         Raises:
           UserError: a loss term is not finite; the last good checkpoint stays.
         """
-        with Interruption().watch() as interruption:
+        with interruption.watch():
             return self._run(interruption)
 
     def _restore_or_init(self) -> TrainState:
@@ -291,6 +291,7 @@ def train(
     flag: str = "--workdir",
     strict_restore: bool = False,
     profile: bool = False,
+    interruption: Interruption | None = None,
 ) -> bool:
     """Trains a run, or goes on with it; returns whether it is finished.
 
@@ -301,6 +302,7 @@ def train(
       flag: where its name came from, for error lines.
       strict_restore: refuse a damaged newest checkpoint, rather than going on from the one before.
       profile: write a JAX trace of some dispatches of the lead process for TensorBoard.
+      interruption: tells the caller of a signal, even of one that came too late to stop this run.
 
     Raises:
       UserError: a damaged store or one with other rows than the run began with, fewer training rows than a batch, a
@@ -319,11 +321,14 @@ def train(
         if distributed.is_lead():
             open_run_folder(workdir, program, flag)
         distributed.barrier("the run folder is open")
+        refuse_another_folder(workdir, held, flag)
         if not distributed.is_lead():
             refuse_another_run(workdir, program, flag)  # all processes train one program
         refuse_divided_job(program, store)
         traces = profile and distributed.is_lead()  # two of a host would write one file
-        if run_lib.is_finished(workdir):
+        # As process 0 sees it: on a network file system others may see the last file later.
+        if of_lead(np.array(run_lib.is_finished(workdir))):
             LOGGER.info("the run in %s is finished already", workdir)
             return True
-        return Trainer(program, store, workdir, strict_restore, Profile(workdir if traces else None), held).run()
+        trainer = Trainer(program, store, workdir, strict_restore, Profile(workdir if traces else None), held)
+        return trainer.run(interruption or Interruption())

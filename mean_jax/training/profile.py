@@ -22,13 +22,16 @@ class Profile:
 
     @contextlib.contextmanager
     def dispatch(self) -> Iterator[None]:
-        """Surrounds a dispatch; the trace ends once the last one is done."""
+        """Surrounds the start of a dispatch and the reading of what came of the one before.
+
+        So the last one that is traced is over, on the devices too, when this has surrounded the next.
+        """
         self._count += 1
         if self._folder is not None and self._count == _FIRST:
             jax.profiler.start_trace(str(self._folder))
         with jax.profiler.StepTraceAnnotation("dispatch", step_num=self._count):
             yield
-        if self._folder is not None and self._count == _LAST:
+        if self._folder is not None and self._count > _LAST:
             self.stop()
 
     def stop(self) -> None:
@@ -37,7 +40,7 @@ class Profile:
             return
         if self._count >= _FIRST:
             jax.profiler.stop_trace()
-            LOGGER.info("trace of dispatches %d to %d: %s", _FIRST, self._count, self._folder)
+            LOGGER.info("trace of dispatches %d to %d: %s", _FIRST, min(self._count, _LAST), self._folder)
         else:
             LOGGER.warning(
                 "--profile: no trace, dispatch %d would be the first of it and there were only %d; "

@@ -18,6 +18,7 @@ from mean_jax.training import lock
 # Sections of the config that do not change what a run is: it may go on with others.
 _FREE_SECTIONS = ("mesh",)
 _FREE_FIELDS = {"data": ("placement",)}
+_LOCK_NAME_BYTES = 64  # at most, as process 0 tells it the others
 _MAX_DIFFERENCES = 20  # named in an error line
 
 
@@ -71,6 +72,23 @@ def refuse_another_run(workdir: Path, program: Program, flag: str) -> None:
         raise _mismatch(flag, workdir, "schema", found)
     if saved.transform.to_dict() != program.transform.to_dict():
         raise UserError(f"{flag}: {workdir} holds a run on another store; choose another")
+
+
+def refuse_another_folder(workdir: Path, held: lock.Held | None, flag: str) -> None:
+    """Raises UserError in a process whose run folder is not the one of process 0, where a copy would stop the job dead.
+
+    Args:
+      workdir: as this process knows the run folder.
+      held: its lock, in process 0.
+      flag: where the folder's name came from.
+    """
+    own = np.frombuffer((held.path.name if held else "").encode().ljust(_LOCK_NAME_BYTES), np.uint8)
+    name = np.asarray(of_lead(own), np.uint8).tobytes().decode().strip()
+    if held is None and not (workdir / name).is_file():
+        raise UserError(
+            f"{flag}: {workdir} is not the folder that process 0 trains in, whose lock {name} is missing here; "
+            "name one folder in all processes of a job, on a file system that their machines share"
+        )
 
 
 def refuse_divided_job(program: Program, store: Store) -> None:
