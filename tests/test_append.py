@@ -123,6 +123,13 @@ def test_a_float16_store_stays_one(table_path, new_path, tmp_path):
             np.testing.assert_array_equal(wide[name][4:].view(np.int32), words[4:].view(np.int32))
 
 
+def test_ids_that_are_all_digits_this_time_stay_text_beside_text(copy, tmp_path):
+    digits = [f"{9000 + index}" for index in range(300)]
+    pa_csv.write_csv(replaced(new_table(), customer_id=digits), tmp_path / "new.csv")
+    append(str(tmp_path / "new.csv"), copy)
+    assert set(digits) < set(rows_by_id(Store(copy)))
+
+
 @pytest.mark.parametrize("num_stored", [1, 40])
 def test_an_id_that_is_there_already(copy, table, call, tmp_path, num_stored):
     before = files_of(Store(copy))
@@ -147,7 +154,7 @@ def test_mistakes_leave_the_store_as_it_was(copy, call, new_path, tmp_path):
     pq.write_table(unknown, tmp_path / "unknown.parquet")
     cases = {
         "less": r"the store needs it: column age is not in .*",
-        "numbers": r"--input: column customer_id is of type int64, the ids of the store are string",
+        "numbers": r"--input: column customer_id is of type int64, the ids of the store are string; write it as these",
         "negative": r".*negative\.parquet row 300: label cltv_30 is negative .*",
         "unknown": r"--input: no row has a known label; there is nothing to append",
     }

@@ -12,7 +12,7 @@ import pytest
 from mean_jax.cli.prepare import main
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import SPLITS, Store
-from mean_jax.data.transform import MISSING_CODE, UNKNOWN_CODE
+from mean_jax.data.transform import MISSING_CODE, UNKNOWN_CODE, category_indices, numeric_block
 from tests.conftest import LABELS
 
 
@@ -278,3 +278,22 @@ def test_labels_of_days_stand_in_the_order_of_the_days(table_path, tmp_path):
     options = PrepareOptions(label_columns=("cltv_365", "cltv_30"))
     prepare(str(table_path), tmp_path / "store", options)
     assert Store(tmp_path / "store").schema.labels == ("cltv_30", "cltv_365")
+
+
+@pytest.mark.parametrize("start", [0, 3, 8, 13])
+def test_slices_are_read_from_where_they_begin(start):
+    """Values, gaps and categories of batches that begin within a byte of the bits that say what is null."""
+    rng = np.random.default_rng(start)
+    kinds = [pa.float32(), pa.float64(), pa.int8(), pa.uint32(), pa.int64(), pa.bool_()]
+    is_null = rng.random((40, 50)) < 0.3
+    is_null[0] = False
+    arrays = [pa.array(rng.integers(0, 2, 50), mask=mask).cast(kinds[i % len(kinds)]) for i, mask in enumerate(is_null)]
+    texts = pa.DictionaryArray.from_arrays(
+        pa.array(rng.integers(0, 3, 50).astype(np.int8), mask=is_null[1]), list("abc")
+    )
+    names = tuple(f"x{index}" for index in range(len(arrays)))
+    batch = pa.record_batch([*arrays, texts], names=[*names, "texts"]).slice(start, 21)
+    expected = np.where(is_null, np.nan, [pc.fill_null(array.cast(pa.float64()), 0) for array in arrays])
+    np.testing.assert_array_equal(numeric_block(batch, names, str), expected[:, start : start + 21].T)
+    values, indices = category_indices(batch["texts"], "texts")
+    assert [None if i < 0 else values[i].as_py() for i in indices.tolist()] == batch["texts"].to_pylist()

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -58,6 +59,14 @@ def test_input_that_is_no_table(refused, tmp_path):
     refused(tmp_path / "empty.csv", r"empty\.csv is empty; remove it or give a table with rows")
     refused(tmp_path / "header.csv", r"header\.csv: has no rows")
     refused(tmp_path / "text.parquet", r"text\.parquet is not a Parquet file")
+
+
+def test_a_column_without_a_name(refused, table, tmp_path):
+    """As of the row numbers that pandas writes unless it is told not to."""
+    numbered = table.append_column("", pa.array(range(len(table))))
+    refused(numbered, rf"table\.parquet: column {len(numbered.column_names)} has no name; name it or write")
+    pa_csv.write_csv(numbered, tmp_path / "table.csv")
+    refused(tmp_path / "table.csv", rf"table\.csv: column {len(numbered.column_names)} has no name; name it or write")
 
 
 def test_a_table_without_rows(refused, table):
@@ -228,15 +237,28 @@ def test_no_space_left(refused, table, monkeypatch, writer):
 
 def test_a_shard_that_does_not_fit_says_so(tmp_path):
     """The system's own error, from the file that is always full."""
-    schema = spill.spill_schema(pa.string(), 1)
+    schema = spill.spill_schema(pa.string())
     hashes = np.arange(3, dtype=np.uint64)
-    spill.append_rows(tmp_path, "full", schema, hashes, hashes, pa.array(["a", "b", "c"]), np.zeros((3, 1), np.float32))
+    rows = np.zeros((3, 1), np.float32)
+    spill.append_rows(tmp_path, "full", schema, hashes, hashes, pa.array(["a", "b", "c"]), rows)
     output = tmp_path / "output"
     output.mkdir()
     (output / "full.bin").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as failure:
-        spill.sort_shard(tmp_path, "full", 3, schema, RowLayout(1, 0, 0), output)
+        spill.sort_shard(tmp_path, "full", rows, schema, RowLayout(1, 0, 0), output)
     assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(output / "full.bin"))
+
+
+def test_a_spill_that_was_cut_short_is_no_shard(tmp_path):
+    schema = spill.spill_schema(pa.string())
+    hashes = np.arange(3, dtype=np.uint64)
+    rows = np.zeros((3, 1), np.float32)
+    spill.append_rows(tmp_path, "short", schema, hashes, hashes, pa.array(["a", "b", "c"]), rows)
+    (path,) = tmp_path.glob("short.*")
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(OSError, match="cut short") as failure:
+        spill.sort_shard(tmp_path, "short", rows, schema, RowLayout(1, 0, 0), tmp_path)
+    assert failure.value.filename == str(path)
 
 
 def test_flags(call, tmp_path):

@@ -154,6 +154,10 @@ def test_ids(few, refused):
         r"input\.parquet row 3: column customer_id is null; every row needs an id",
         replaced(few, customer_id=[*ids[:2], None, *ids[3:]]),
     )
+    refused(
+        r"input\.parquet row 1: column customer_id is of type list<.*>; ids are integers or text",
+        replaced(few, customer_id=[[name] for name in ids]),
+    )
 
 
 def test_no_rows_and_no_table(few, refused, tmp_path):

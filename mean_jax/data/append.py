@@ -75,18 +75,21 @@ def _stored_places(store: Store, suspects: np.ndarray) -> dict[str, str]:
 def _open_input(input_path: str, store: Store) -> tuple[TableSource, pa.DataType]:
     """Returns the input and the type of the store's ids; raises UserError if its columns are not the store's."""
     schema = store.schema
-    source = open_tables(input_path, "--input", schema.id_name)
+    first = next(shard for split in SPLITS for shard in store.shards[split])
+    stored = pq.read_schema(store.folder / first.ids_file).field(ID_COLUMN).type
+    # The ids of a CSV file are text beside a store's text, even where digits are all that they hold this time.
+    source = open_tables(input_path, "--input", schema.id_name if pa.types.is_integer(stored) else None)
     needed = [schema.id_name, *schema.labels, *schema.numeric, *schema.categorical]
     for name in needed + ([schema.split_column] if schema.split_column else []):
         if name not in source.schema.names:
             raise missing_column(name, "the store needs it", source.schema.names, input_path)
-    first = next(shard for split in SPLITS for shard in store.shards[split])
-    stored = pq.read_schema(store.folder / first.ids_file).field(ID_COLUMN).type
     given = source.schema.field(schema.id_name).type
     given = given.value_type if pa.types.is_dictionary(given) else given
     check_id_type(given, schema.id_name)
     if pa.types.is_integer(given) != pa.types.is_integer(stored):
-        raise UserError(f"--input: column {schema.id_name} is of type {given}, the ids of the store are {stored}")
+        raise UserError(
+            f"--input: column {schema.id_name} is of type {given}, the ids of the store are {stored}; write it as these"
+        )
     return source, stored
 
 

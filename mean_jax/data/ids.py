@@ -21,7 +21,7 @@ _MAX_SUSPECTS = 1000
 
 
 def require_ids(ids: pa.Array, name: str, place: Callable[[int], str]) -> None:
-    """Raises UserError if an id is null.
+    """Raises UserError if ids are nested or an id is null.
 
     Args:
       ids: the id column of one record batch.
@@ -29,6 +29,8 @@ def require_ids(ids: pa.Array, name: str, place: Callable[[int], str]) -> None:
       place: names a row of the batch.
     """
     values = ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
+    if pa.types.is_nested(values.type):
+        raise UserError(f"{place(0)}: column {name} is of type {values.type}; ids are integers or text")
     if values.null_count:
         row = pc.index(values.is_null(), True).as_py()
         raise UserError(f"{place(row)}: column {name} is null; every row needs an id")

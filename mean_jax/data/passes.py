@@ -23,7 +23,7 @@ from mean_jax.data.categories import CategoryCounts
 from mean_jax.data.ids import cast_ids, refuse_repeated, repeated_hashes
 from mean_jax.data.labelled import LabelledReader, LabelledRows
 from mean_jax.data.schema import Schema
-from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema
+from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema, take_rows
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.statistics import LabelStatistics, NumericStatistics
 from mean_jax.data.store import SPLITS, Shard
@@ -145,6 +145,17 @@ class _SpillUnit:
     spilled: pa.Schema
     hash_bound: int | None  # None: no statistics are wanted
 
+    @functools.cached_property
+    def _buffers(self) -> list[np.ndarray]:
+        """Room for the rows of a batch, twice, kept by each process: fresh pages cost as much as the copy."""
+        return [np.empty((0, self.schema.layout.num_words), np.float32)] * 2
+
+    def _room(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns two arrays of words, each for so many rows."""
+        if len(self._buffers[0]) < num_rows:
+            self._buffers[:] = np.empty((2, num_rows, self.schema.layout.num_words), np.float32)
+        return self._buffers[0][:num_rows], self._buffers[1][:num_rows]
+
     def __call__(self, unit: Unit) -> tuple[NumericStatistics | None, np.ndarray]:
         """Returns the unit's statistics and its rows per shard."""
         schema = self.schema
@@ -153,21 +164,17 @@ class _SpillUnit:
         encode = CategoryEncoder(schema.categorical, self.vocabularies)
         names = [name for _, name in self.plan.names]
         rows_per_shard = np.zeros(len(names), np.int64)
-        buffers = np.empty((2, 0, schema.layout.num_words), np.float32)  # kept: fresh pages cost as much as the copy
         row = unit.index << _POSITION_BITS
         for found in LabelledReader(unit, schema).read((*schema.numeric, *schema.categorical)):
             num_rows = len(found.hashes)
-            if buffers.shape[1] < num_rows:
-                buffers = np.empty((2, num_rows, schema.layout.num_words), np.float32)
-            self._encode(found, encode, buffers[0, :num_rows])
+            words_BxW, room_BxW = self._room(num_rows)
+            self._encode(found, encode, words_BxW)
             hashes_B, shard_B = self._shards(found)
             # Rows without a label go last and are left out; those of training, whose shards are the first, lead.
             order_B = np.argsort(shard_B, kind="stable")
             counts = np.bincount(shard_B, minlength=len(names) + 1)[:-1]
             order_B = order_B[: counts.sum()]
-            sorted_BxW = buffers[1, : len(order_B)]
-            # Indices are in range by construction; any mode but "raise" lets NumPy write into `out` unbuffered.
-            np.take(buffers[0, :num_rows], order_B, axis=0, out=sorted_BxW, mode="clip")
+            sorted_BxW = take_rows(words_BxW, order_B, room_BxW)
             if numeric is not None:
                 num_train = int(counts[: self.plan.num_shards[_TRAIN]].sum())
                 numeric.update(found.hashes[order_B[:num_train]], sorted_BxW[:num_train, :num_numeric])
@@ -206,10 +213,17 @@ class _SortShard:
     layout: RowLayout
     output: Path
     occupancy: tuple[Reference, int] | None
+    most_rows: int  # of a shard
+
+    @functools.cached_property
+    def _room(self) -> np.ndarray:
+        """For the rows of one shard, kept by each process: fresh pages cost as much as reading into them."""
+        return np.empty((self.most_rows, self.layout.as_float32.num_words), np.float32)
 
     def __call__(self, shard: tuple[str, int]) -> tuple[Shard, np.ndarray, Occupancy | None]:
         name, num_rows = shard
-        return sort_shard(self.scratch, name, num_rows, self.spilled, self.layout, self.output, self.occupancy)
+        room_BxW = self._room[:num_rows]
+        return sort_shard(self.scratch, name, room_BxW, self.spilled, self.layout, self.output, self.occupancy)
 
 
 class Passes:
@@ -229,7 +243,7 @@ class Passes:
         self._schema = schema
         self.seconds: dict[str, float] = {}  # that each pass took
         self._scratch = scratch
-        self._spilled = spill_schema(id_type, schema.layout.num_words)
+        self._spilled = spill_schema(id_type)
         self._units = split_units(source)
         self._workers = workers if len(self._units) > 1 else Workers(1)  # processes take longer to start than one unit
         counts = [unit.num_rows for unit in self._units if unit.num_rows is not None]
@@ -294,7 +308,8 @@ class Passes:
         """Writes the shards that have rows to the disk; returns them by split, and the counts if they are asked for."""
         counts = zip(plan.names, rows_per_shard.tolist(), strict=True)
         tasks = [(split, name, rows) for (split, name), rows in counts if rows]
-        function = _SortShard(self._scratch, self._spilled, layout, output, occupancy)
+        most_rows = int(rows_per_shard.max(initial=0))
+        function = _SortShard(self._scratch, self._spilled, layout, output, occupancy, most_rows)
         shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
         counted: list[Occupancy] = []
         clipped_C = np.zeros(layout.num_numeric, np.int64)

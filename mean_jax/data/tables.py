@@ -119,6 +119,10 @@ def _file_schema(file: Path, is_text: bool) -> pa.Schema:
             schema = without_views(pq.read_schema(file))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, is_text, error) from error
+    if "" in schema.names:  # as of the row numbers that pandas writes unless it is told not to
+        raise UserError(
+            f"{file}: column {1 + schema.names.index('')} has no name; name it or write the file without it"
+        )
     for name, count in Counter(schema.names).items():
         if count > 1:
             raise UserError(f"{file}: column {name} stands there {count} times; rename one")
@@ -174,8 +178,8 @@ def open_tables(path: str, flag: str, id_column: str | None = None, all_types: b
       all_types: find the types of the other CSV columns in the same pass too.
 
     Raises:
-      UserError: nothing there, an empty or unreadable file, a column name twice, a CSV file that is not separated by
-        commas, or files whose columns do not go together.
+      UserError: nothing there, an empty or unreadable file, a column without a name or a name twice, a CSV file that
+        is not separated by commas, or files whose columns do not go together.
     """
     files = find_files(path, flag)
     stamps = tuple(FileStamp.of(file) for file in files)

@@ -19,7 +19,8 @@ from mean_jax.types import EncoderConstants
 UNKNOWN_CODE = 0
 MISSING_CODE = 1
 FIRST_VALUE_CODE = 2
-_COLUMNS_PER_LINE = 16  # float32 values in the 64 bytes of a cache line
+_FLOATS_PER_LINE = 16  # float32 values in the 64 bytes of a cache line
+_COLUMNS_PER_TILE = 2 * _FLOATS_PER_LINE
 
 # Levels of the stored quantiles: knots of numeric columns, and positive labels finely enough for the 99.9 % quantile.
 KNOT_LEVELS = np.linspace(0.0, 1.0, 65)
@@ -71,19 +72,29 @@ def _decoded(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _float32_of(column: pa.Array) -> np.ndarray | None:
-    """Returns the values of a column of a plain type that float32 or float64 holds exactly; None for other types."""
+def _stored(column: pa.Array) -> np.ndarray:
+    """Returns the values of a column of numbers as they stand in memory; those of nulls mean nothing."""
+    values = np.frombuffer(column.buffers()[1], column.type.to_pandas_dtype())
+    return values[column.offset : column.offset + len(column)]
+
+
+def _nulls(column: pa.Array) -> np.ndarray:
+    """Returns is_null [rows] bool of a column that has nulls; a quarter of the time that Arrow's own takes."""
+    is_known = np.unpackbits(np.frombuffer(column.buffers()[0], np.uint8), bitorder="little")
+    return is_known[column.offset : column.offset + len(column)] == 0
+
+
+def _fill_float32(column: pa.Array, out_B: np.ndarray) -> bool:
+    """Writes the values of a column of a plain type that float32 or float64 holds exactly; False for other types."""
     kind = column.type
     is_small = pa.types.is_integer(kind) and kind.bit_width <= 32
-    if not (is_small or kind in (pa.float32(), pa.float64())):
-        return None
-    dtype = kind.to_pandas_dtype()
-    start = column.offset
-    stored = np.frombuffer(column.buffers()[1], dtype)[start : start + len(column)]
-    values = stored.astype(np.float32, copy=column.null_count > 0)  # float32 without gaps is taken as it is
+    if not (is_small or kind in (pa.float32(), pa.float64())) or not len(column):
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused later
+        out_B[:] = _stored(column)
     if column.null_count:
-        values[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
-    return values
+        np.putmask(out_B, _nulls(column), np.nan)
+    return True
 
 
 def numeric_values(column: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
@@ -98,10 +109,10 @@ def numeric_values(column: pa.Array, name: str, place: Callable[[int], str]) -> 
       UserError: a text that is no number, an infinite value, or a value beyond the range of float32.
     """
     column = _decoded(column)
-    with np.errstate(over="ignore"):  # what becomes infinite is refused below
-        values = _float32_of(column) if len(column) else None
-        if values is None:
-            values = _wide_values(column, name, place).astype(np.float32)
+    values = np.empty(len(column), np.float32)
+    if not _fill_float32(column, values):
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            values[:] = _wide_values(column, name, place)
     is_infinite = np.isinf(values)
     if is_infinite.any():
         row = int(np.argmax(is_infinite))
@@ -152,8 +163,13 @@ def category_indices(column: pa.Array, name: str) -> tuple[pa.Array, np.ndarray]
     """
     if not (pa.types.is_dictionary(column.type) and is_text(column.type)) or column.dictionary.null_count:
         column = category_texts(column, name).dictionary_encode()
-    indices = pc.fill_null(pc.cast(column.indices, pa.int32()), -1).to_numpy(zero_copy_only=False)
-    return pc.cast(column.dictionary, pa.string()), indices
+    indices_B = np.empty(0, np.int64)
+    if len(column):
+        indices_B = _stored(column.indices).astype(np.int64)
+    if column.indices.null_count:
+        np.putmask(indices_B, _nulls(column.indices), -1)
+    texts = column.dictionary
+    return texts if texts.type == pa.string() else pc.cast(texts, pa.string()), indices_B
 
 
 class CategoryEncoder:
@@ -166,11 +182,11 @@ class CategoryEncoder:
 
     def __call__(self, batch: pa.RecordBatch) -> np.ndarray:
         """Returns codes_BxD int32; raises UserError if a column is no text."""
-        codes_BxD = np.empty((batch.num_rows, len(self._value_sets)), np.int32)
-        for index, (name, values) in enumerate(zip(self._names, self._value_sets, strict=True)):
+        codes_DxB = np.empty((len(self._value_sets), batch.num_rows), np.int32)
+        for codes_B, name, values in zip(codes_DxB, self._names, self._value_sets, strict=True):
             texts, indices_B = category_indices(batch.column(name), name)
-            codes_BxD[:, index] = self._codes(name, texts, values)[indices_B]
-        return codes_BxD
+            codes_B[:] = self._codes(name, texts, values)[indices_B]
+        return codes_DxB.T
 
     def _codes(self, name: str, texts: pa.Array, values: pa.Array) -> np.ndarray:
         """Returns the code of each text and, at the end, where -1 finds it, the code of a missing value."""
@@ -204,10 +220,19 @@ def numeric_block(
     out_BxC: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns the named columns as row-major numeric_BxC float32, in `out_BxC` if given; see `numeric_values`."""
-    numeric_BxC = np.empty((batch.num_rows, len(names)), np.float32) if out_BxC is None else out_BxC
-    # Sixteen columns fill a cache line of a row, so each line is written once: four times as fast as all at once.
-    for start in range(0, len(names), _COLUMNS_PER_LINE):
-        some = names[start : start + _COLUMNS_PER_LINE]
-        values_CxB = np.stack([numeric_values(batch.column(name), name, place) for name in some])
+    num_rows = batch.num_rows
+    numeric_BxC = np.empty((num_rows, len(names)), np.float32) if out_BxC is None else out_BxC
+    # Two cache lines of a row are written at a time: four times as fast as all columns at once. The room between
+    # columns keeps them from sharing few lines of the first cache where num_rows is a power of two.
+    room_CxB = np.empty((_COLUMNS_PER_TILE, num_rows + _FLOATS_PER_LINE), np.float32)[:, :num_rows]
+    for start in range(0, len(names), _COLUMNS_PER_TILE):
+        some = names[start : start + _COLUMNS_PER_TILE]
+        values_CxB = room_CxB[: len(some)]
+        for name, values_B in zip(some, values_CxB, strict=True):
+            if not _fill_float32(batch.column(name), values_B):
+                values_B[:] = numeric_values(batch.column(name), name, place)
+        if np.isinf(values_CxB).any():
+            for name in some:  # says which value of which it is
+                numeric_values(batch.column(name), name, place)
         numeric_BxC[:, start : start + len(some)] = values_CxB.T
     return numeric_BxC

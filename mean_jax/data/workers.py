@@ -52,6 +52,8 @@ def _work(connection: Connection, num_threads: int) -> None:
     """The life of a worker: answers (index, function or None, task) with (index, is_error, result)."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pa.set_cpu_count(num_threads)
+    # Arrow's own allocators give pages back between batches, and the system then clears them anew.
+    pa.set_memory_pool(pa.system_memory_pool())
     function: Callable[[Any], Any] | None = None
     while True:
         try:
