@@ -12,10 +12,18 @@ if [ "${1:-}" = mean-jax-train ] && [ "${JOB_COMPLETION_INDEX:-0}" = 0 ]; then
     if [[ $argument == --workdir=* ]]; then marker=${argument#--workdir=}/run.json; fi
   done
 fi
+signals=0 command=
+hand_on() {
+  signals=$((signals + 1))
+  if [ -n "${!:-}" ]; then
+    command=$!
+    kill -TERM "$command" 2>/dev/null || true
+  fi
+}
+trap hand_on TERM # before the command starts: it may be told to stop at once
 "$@" &
+if ((signals > 0)) && [ -z "$command" ]; then kill -TERM $!; fi # the signal came when there was no command yet
 command=$!
-signals=0
-trap 'signals=$((signals + 1)); kill -TERM "$command" 2>/dev/null || true' TERM
 while true; do # a signal to this shell ends the waiting, not the command
   seen=$signals code=0
   wait "$command" || code=$?

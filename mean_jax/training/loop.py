@@ -209,14 +209,9 @@ class Trainer:
                 if active:
                     self._writer.write(self._step, epoch, horizon, seed, train | validation)
             self._writer.flush()
+        shown = ", ".join(f"{value:.4f}" for value in sign * metric_R[self._is_active_R])
+        LOGGER.info("epoch %d: loss %.4f, validation %s %s", epoch, meter.loss, name, shown)
         self._is_active_R = to_host(state.replicas.is_active)
-        LOGGER.info(
-            "epoch %d: loss %.4f, validation %s %s",
-            epoch,
-            meter.loss,
-            name,
-            [f"{value:.4f}" for value in sign * metric_R],
-        )
         meter.reset()
         return state
 
