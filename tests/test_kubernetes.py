@@ -220,6 +220,16 @@ def test_entrypoint_hands_sigterm_on_and_waits(tmp_path):
     assert process.returncode == 143 and (tmp_path / "saved").exists()
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.004, 0.006, 0.01, 0.02])
+def test_entrypoint_told_to_stop_at_once_leaves_nothing_behind(tmp_path, delay):
+    """The end of the command's output shows that it has ended too."""
+    process = start(tmp_path, "while true; do sleep 0.05; done", "--workdir=.")
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode in (-signal.SIGTERM, 143)
+
+
 def test_scripts_parse():
     for script in (*FOLDER.glob("*.sh"), *(FOLDER.parent / "slurm").iterdir()):
         subprocess.run(["bash", "-n", script], check=True)
