@@ -12,15 +12,18 @@ Arrays of rank >= 1 carry their dimensions in their names, e.g. ``gate_BxNxM``:
 Fields of structs and keys of dicts do not carry them; their shapes stand in the comments here.
 """
 
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
-import jax
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax
 
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
-Array: TypeAlias = jax.Array | np.ndarray
+# A name alone: JAX takes most of a second to import, which the workers of prepare can do without.
+Array: TypeAlias = Union["jax.Array", np.ndarray]
 
 
 class Batch(NamedTuple):
@@ -71,6 +74,10 @@ class RowLayout(NamedTuple):
         return self.num_numeric if self.numeric_type == "float32" else -(-self.num_numeric // 2)
 
     @property
+    def _dtype(self) -> np.dtype:
+        return np.dtype(ml_dtypes.bfloat16 if self.numeric_type == "bfloat16" else self.numeric_type)
+
+    @property
     def num_words(self) -> int:
         """Words of a row: W."""
         return self.num_numeric_words + self.num_categorical + self.num_labels
@@ -93,7 +100,7 @@ class RowLayout(NamedTuple):
                 scaled_BxC = np.ldexp(numeric_BxC, -np.array(self.exponents, np.int32)[None])
             numeric_BxC = np.clip(scaled_BxC, -_MAX_FLOAT16, _MAX_FLOAT16)
         if self.numeric_type != "float32":
-            pairs_BxC = np.zeros((len(numeric_BxC), 2 * self.num_numeric_words), jnp.dtype(self.numeric_type))
+            pairs_BxC = np.zeros((len(numeric_BxC), 2 * self.num_numeric_words), self._dtype)
             pairs_BxC[:, : self.num_numeric] = numeric_BxC
             numeric_BxC = pairs_BxC.view(np.float32)
         parts = (numeric_BxC, codes_BxD.astype(np.int32).view(np.float32), labels_BxT.astype(np.float32))
@@ -107,7 +114,7 @@ class RowLayout(NamedTuple):
         """Returns the rows in the layout `as_float32`, on the host."""
         if self.numeric_type == "float32":
             return words_BxW
-        stored_BxC = words_BxW[:, : self.num_numeric_words].view(jnp.dtype(self.numeric_type))[:, : self.num_numeric]
+        stored_BxC = words_BxW[:, : self.num_numeric_words].view(self._dtype)[:, : self.num_numeric]
         wide_BxW = np.empty((len(words_BxW), self.as_float32.num_words), np.float32)
         wide_BxW[:, self.num_numeric :] = words_BxW[:, self.num_numeric_words :]
         numeric_BxC = wide_BxW[:, : self.num_numeric]
@@ -127,10 +134,13 @@ class RowLayout(NamedTuple):
 
     def unpack(self, words_xW: Array, mask_x: Array) -> Batch:
         """Returns the parts of float32 words as a Batch; runs on device, where the slices cost nothing."""
+        import jax
+        import jax.numpy as jnp
+
         numeric_end, labels_start = self.num_numeric_words, self.num_words - self.num_labels
         numeric = jnp.asarray(words_xW)[..., :numeric_end]
         if self.numeric_type != "float32":
-            pairs = jax.lax.bitcast_convert_type(numeric, jnp.dtype(self.numeric_type))
+            pairs = jax.lax.bitcast_convert_type(numeric, self._dtype)
             numeric = pairs.reshape(*numeric.shape[:-1], 2 * numeric_end)[..., : self.num_numeric].astype(jnp.float32)
         if self.exponents:
             numeric = numeric * self._scale_C.reshape((1,) * (numeric.ndim - 1) + (-1,))

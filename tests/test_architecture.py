@@ -2,6 +2,8 @@
 
 import ast
 from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,10 @@ def test_a_library_has_one_place(library, owner):
 def test_optional_libraries_are_not_imported_at_the_top(library):
     found = [name for name, path in MODULES.items() for used in imports_of(path, True) if is_within(used, library)]
     assert not found
+
+
+@pytest.mark.parametrize("module", ["data.prepare", "data.append", "features.build"])
+def test_work_on_tables_does_without_jax(module):
+    """Its import takes longer than a small table, in each worker."""
+    code = f"import sys, mean_jax.{module}; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
