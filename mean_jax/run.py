@@ -29,9 +29,10 @@ from mean_jax.evaluation.calibration import Calibration
 from mean_jax.fileio import read_json, write_json
 from mean_jax.labels import LabelConstants, fit_label_constants
 from mean_jax.models import MODEL_CONFIGS, MODELS
+from mean_jax.sharding import local_mesh
 from mean_jax.training import checkpoints
 from mean_jax.training.state import ReplicaSpec, TrainState, Variables, init_state, plan_replicas
-from mean_jax.training.step import StepRule
+from mean_jax.training.step import PredictFn, StepRule, make_predict
 from mean_jax.types import RowLayout
 
 TRANSFORM_KIND, TRANSFORM_VERSION = "mean-jax transform", 1
@@ -84,6 +85,16 @@ class Program:
     def init_state(self) -> TrainState:
         """Returns the state before the first step."""
         return init_state(self.model, self.optimizer, self.specs, self.label_constants, self.schema.layout)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """The shapes and types of the training state."""
+        return jax.eval_shape(self.init_state)
+
+    @functools.cached_property
+    def predict_fn(self) -> PredictFn:
+        """Predicts rows of the store on all devices of this process; compiled once for all its splits."""
+        return make_predict(self.model, self.schema.layout, local_mesh())
 
     def step_rule(self, layout: RowLayout) -> StepRule:
         """Returns what training and validation steps follow on rows of a layout."""
@@ -203,7 +214,7 @@ def load_run(folder: str | Path, flag: str = "--workdir", allow_sweep: bool = Fa
             f"train the value to use with --config.model.{sweep.field}=VALUE"
         )
     sealed = read_json(folder / RUN_NAME, RUN_KIND, RUN_VERSION)
-    abstract = jax.eval_shape(program.init_state).replicas.best
+    abstract = program.abstract_state.replicas.best
     variables = checkpoints.load(folder / BEST, sealed["best"], abstract)
     content = read_json(folder / CALIBRATION_NAME, CALIBRATION_KIND, CALIBRATION_VERSION)
     calibrations = tuple(HorizonCalibration.from_dict(item) for item in content["horizons"])

@@ -57,6 +57,11 @@ def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(devices).reshape(1, -1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def local_mesh() -> Mesh:
+    """Returns the mesh of this process's devices, on which processes predict each on their own."""
+    return data_mesh(jax.local_devices())
+
+
 def batch_axis(mesh: Mesh) -> BatchAxis:
     """Returns how the mesh divides the rows of a batch."""
     size = mesh.shape["data"]

@@ -290,7 +290,7 @@ class Harness:
     def compare(self, workdir: Path) -> None:
         run, reference = load_run(workdir), load_run(self.reference)
         assert run.identity == reference.identity
-        abstract = jax.eval_shape(load_setup(workdir).init_state)
+        abstract = load_setup(workdir).abstract_state
         states = [checkpoints.load_newest(path / LATEST, abstract) for path in (workdir, self.reference)]
         for path, (one, other) in {BEST: (run.variables, reference.variables), LATEST: states}.items():
             leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)

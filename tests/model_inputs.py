@@ -35,7 +35,7 @@ def one_device():
 
 def shardings_of(program, mesh, config=None):
     """Returns the shardings of the program's state on a mesh."""
-    return state_shardings(mesh, jax.eval_shape(program.init_state), config or program.config.mesh)
+    return state_shardings(mesh, program.abstract_state, config or program.config.mesh)
 
 
 def dispatch_of(program, mesh=None):

@@ -155,5 +155,5 @@ def test_a_divided_table_is_gathered_nowhere(program):
     sizes = [[int(size) for size in re.findall(r"[0-9]+", shape.split("[")[1])] for c in found for shape in c.shapes]
     parts = [size for size in sizes if num_rows // 2 in size]
     assert len(parts) == num_columns  # the gradient of each, half of it
-    table_sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(program.init_state).replicas.variables.params)]
+    table_sizes = [leaf.size for leaf in jax.tree.leaves(program.abstract_state.replicas.variables.params)]
     assert max(math.prod(size) for size in sizes if num_rows // 2 not in size) < max(table_sizes)

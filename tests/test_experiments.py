@@ -13,6 +13,7 @@ import pytest
 
 from mean_jax.cli import experiment
 from mean_jax.config import load_config
+from mean_jax.data.store import Store
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.experiments import runner
 from mean_jax.experiments.results import Results
@@ -25,6 +26,8 @@ SMALL = (
     '--config.networks=(("MEAN", "mean"), ("ZILN", "dnn_ziln"))',
     '--config.peers=("past_spend", "constant_mean", "constant_zero")',
 )
+
+HORIZONS = ("30", "90")  # of the smoke table
 
 SWEEP = '(("MEAN", "mean", "sweep.field=tau", "sweep.values=(1.0,)"),)'
 
@@ -55,11 +58,18 @@ def test_a_comparison_has_a_row_per_system_horizon_seed_and_split(finished):
     expected = {
         (system, horizon, split): number
         for system, number in seeds.items()
-        for horizon in ("30", "90", "180", "365")
+        for horizon in HORIZONS
         for split in ("validation", "test")
     }
     assert counts == expected  # past_spend has no column here and is left out
     assert all(np.isfinite(row["calibrated_gini"]) for row in rows if row["system"] in ("MEAN", "ZILN", "oracle"))
+
+
+def test_the_labels_that_a_smoke_table_leaves_out_are_no_features(finished):
+    schema = Store(finished / "data/store").schema
+    assert schema.horizons == HORIZONS
+    assert len(schema.numeric) + len(schema.categorical) == 24
+    assert not [name for name in (*schema.numeric, *schema.categorical) if name.startswith("cltv_")]
 
 
 def test_a_networks_rows_are_the_metrics_of_its_run(finished, tmp_path):
@@ -77,12 +87,12 @@ def test_a_networks_rows_are_the_metrics_of_its_run(finished, tmp_path):
             values = rows.values(column, system="MEAN", horizon=row["horizon"], split="test")
             assert values[row["seed"]] == pytest.approx(row["value"], rel=1e-6, nan_ok=True), column
             compared += 1
-    assert compared == 2 * 13 * 4 * 2
+    assert compared == 2 * 13 * len(HORIZONS) * 2
 
 
 def test_constant_predictions_are_what_they_say(finished):
     rows = Results(tuple(read_rows(finished)))
-    for horizon in ("30", "365"):
+    for horizon in HORIZONS:
         wanted = {"horizon": horizon, "split": "test"}
         assert rows.values("raw_bias", system="constant_zero", **wanted) == {-1: 0.0}
         assert rows.values("raw_gini", system="constant_mean", **wanted) == {-1: 0.0}
@@ -99,7 +109,7 @@ def test_tables_say_what_the_rows_say(finished):
     assert f"{np.mean(values):.4f} ({np.std(values, ddof=1):.4f})" in line
     horizons = [
         list(rows.values("calibrated_gini", system="MEAN", horizon=horizon, split="test").values())
-        for horizon in ("30", "90", "180", "365")
+        for horizon in HORIZONS
     ]
     together = np.mean(horizons, axis=0)
     (line,) = [line for line in text.split("## ")[1].splitlines() if line.startswith("| MEAN |")]
@@ -281,6 +291,7 @@ def test_your_own_store(store_path, tmp_path, call):
         (["--config=figure2", '--config.networks=(("MEAN", "mean"),)'], "a network with a sweep, or a number"),
         (["--config=table4", f"--config.networks={SWEEP}"], "a network without a sweep, which only a curve"),
         (["--config=table1", "--config.data.num_features=5"], "--config.data.num_features=5: expected 24 or more"),
+        (["--config=table1", "--config.data.num_horizons=5"], "--config.data.num_horizons=5: expected 1 to 4"),
         (["--config=table1", "--data=/nowhere", "--smoke"], "--smoke: makes its own small table"),
         (["--config=table1", "--data=/nowhere"], "--data: folder /nowhere does not exist"),
         (["--config=table1", '--config.networks=(("MEAN", "mean", "model.tau=0.0"),)'], "model.tau=0.0: expected"),

@@ -79,7 +79,7 @@ def test_meshes(name, store, words_SxBxW):
 
 
 def test_large_tables_are_divided_and_small_ones_are_not(program):
-    abstract = jax.eval_shape(program.init_state)
+    abstract = program.abstract_state
     sizes = [len(counts) for counts in program.transform.category_counts]
     config = MeshConfig(model=2, min_table_rows=min(sizes) + 1)
     mesh = make_mesh(config, len(program.specs), 64)
@@ -92,7 +92,7 @@ def test_a_table_that_cannot_be_divided_is_named(program, caplog):
     sizes = [len(counts) for counts in program.transform.category_counts]
     config = MeshConfig(model=4, min_table_rows=1)
     with caplog.at_level("WARNING"):
-        state_shardings(make_mesh(config, len(program.specs), 64), jax.eval_shape(program.init_state), config)
+        state_shardings(make_mesh(config, len(program.specs), 64), program.abstract_state, config)
     odd = {i: size for i, size in enumerate(sizes) if size % 4}
     assert odd and sorted(caplog.messages) == [
         f"--config.mesh.model=4 does not divide the {size} rows of embedding_{i}: every device has them all"

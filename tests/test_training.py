@@ -26,7 +26,7 @@ FLAGS = [f"--config.{override}" for override in TINY]
 def latest(run, store_path):
     store = Store(store_path)
     program = Program(tiny_config(), store.schema, store.transform)
-    return checkpoints.load_newest(run / LATEST, jax.eval_shape(program.init_state))
+    return checkpoints.load_newest(run / LATEST, program.abstract_state)
 
 
 def assert_same(a, b):
@@ -159,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_replica_and_term(store_path, 
 def test_a_checkpoint_that_does_not_fit_lists_every_leaf(whole_run, store_path):
     store = Store(store_path)
     program = Program(tiny_config("model.expert_size=4"), store.schema, store.transform)
-    abstract = jax.eval_shape(program.init_state).replicas.best
+    abstract = program.abstract_state.replicas.best
     step = checkpoints.sealed_steps(whole_run / BEST)[0]
     with pytest.raises(UserError, match="does not fit the model") as raised:
         checkpoints.load(whole_run / BEST, step, abstract)

@@ -172,7 +172,7 @@ def compile_dispatch(program: Program, mesh: Mesh, batch_size: int) -> Any:
       batch_size: B, rows of a step on all devices together.
     """
     layout, num_steps = program.schema.layout, program.config.train.steps_per_dispatch
-    abstract = jax.eval_shape(program.init_state)
+    abstract = program.abstract_state
     shardings = state_shardings(mesh, abstract, program.config.mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings

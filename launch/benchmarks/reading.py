@@ -123,7 +123,7 @@ def _state(program: Program, num_replicas: int) -> TrainState:
 
 def _mesh_of(program: Program) -> tuple[Any, Any]:
     mesh = data_mesh(jax.devices()[:1])
-    return mesh, state_shardings(mesh, jax.eval_shape(program.init_state), program.config.mesh)
+    return mesh, state_shardings(mesh, program.abstract_state, program.config.mesh)
 
 
 class Steps:

@@ -66,7 +66,7 @@ def _single_state(program: Program) -> TrainState:
 
 def _dispatch_of(program: Program) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
     mesh = data_mesh(jax.devices()[:1])
-    shardings = state_shardings(mesh, jax.eval_shape(program.init_state), program.config.mesh)
+    shardings = state_shardings(mesh, program.abstract_state, program.config.mesh)
     return make_dispatch(program.step_rule(program.schema.layout), mesh, shardings)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from mean_jax.errors import UserError
 from mean_jax.labels import make_targets, to_scaled
 from mean_jax.run import Program, Run
-from mean_jax.sharding import sum_over_processes
+from mean_jax.sharding import local_mesh, sum_over_processes
 from mean_jax.training.predictions import RowPredictor, is_own, seed_predictions
+from mean_jax.training.step import make_predict
 
 
 class BucketMeans:
@@ -70,7 +71,8 @@ def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple
     """Predicts all rows once and returns the outcome per horizon with the bucket diagnostics."""
     program = run.program
     layout, constants = program.schema.layout, program.label_constants
-    predictor = RowPredictor(program.model, layout, run.variables, with_diagnostics=True)
+    predict_fn = make_predict(program.model, layout, local_mesh(), with_diagnostics=True)
+    predictor = RowPredictor(predict_fn, run.variables)
     means = BucketMeans(program)
     labels, scaled = [], []
     for block, words_BxW in enumerate(words):

@@ -13,7 +13,7 @@ import numpy as np
 
 from mean_jax import run as run_lib
 from mean_jax.config import Config
-from mean_jax.data.store import SplitRows, Store
+from mean_jax.data.store import SplitRows
 from mean_jax.evaluation.calibration import fit_levelled
 from mean_jax.experiments.data import ExperimentData
 from mean_jax.experiments.peers import PEERS
@@ -51,17 +51,13 @@ def network_predictions(config: Config, data: ExperimentData, folder: Path) -> I
       UserError: the configuration does not fit the store.
     """
     interruption = Interruption()  # keeps a signal that came after the last dispatch, which the other systems heed
-
-    def program_of(store: Store) -> Program:
-        return Program(config, store.schema, store.transform)
-
-    is_finished = train(program_of, data.store.folder, folder, "--output", interruption=interruption)
+    program = Program(config, data.store.schema, data.store.transform)
+    is_finished = train(lambda _: program, data.store.folder, folder, "--output", interruption=interruption)
     if not is_finished or interruption.is_asked:
         raise Interrupted
     # All that is left to do with the run is to predict, and its training state is several times the size of its models.
     shutil.rmtree(folder / run_lib.LATEST, ignore_errors=True)
     run = load_run(folder, allow_sweep=True)
-    program = run.program
     for split in SPLITS:
         predicted = predict_rows(program, run.variables, data.store.split(split))
         for horizon, calibration in enumerate(run.calibrations):

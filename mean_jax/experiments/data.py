@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.public import DATASETS, Recipe, write_dataset
 from mean_jax.data.store import Store
-from mean_jax.data.synthetic import SyntheticSpec, write_synthetic
+from mean_jax.data.synthetic import LABELS, SyntheticSpec, write_synthetic
 from mean_jax.data.tables import open_tables
 from mean_jax.errors import UserError
 from mean_jax.experiments.spec import SYNTHETIC, DataSpec
@@ -85,7 +85,8 @@ def open_data(spec: DataSpec, folder: Path, store: str | None = None) -> Experim
         made = folder / "synthetic"
         if not made.exists():
             write_synthetic(SyntheticSpec(spec.rows, spec.seed, spec.num_features), made)
-        options = PrepareOptions(split_seed=spec.split_seed)
+        labels, others = LABELS[: spec.num_horizons], LABELS[spec.num_horizons :]
+        options = PrepareOptions(label_columns=labels, excluded=others, split_seed=spec.split_seed)
         opened = _store(made / "customers", folder / "store", options)
         return ExperimentData(spec.name, opened, customers=made / "customers", oracle=made / "oracle")
     if spec.name not in DATASETS:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mean_jax.config import Config, TrainConfig, load_config, parse_config, parse_section, require
+from mean_jax.data.synthetic import LABELS
 from mean_jax.data.synthetic_features import MIN_FEATURES
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.experiments.peers import PEERS
@@ -32,11 +33,14 @@ class DataSpec:
     split_seed: int = 8  # draws the split by a hash of the ids; 26 is the quickstart's, chosen with an eye on its test
     rows: int = 300_000  # of synthetic
     num_features: int = 720  # of synthetic
+    num_horizons: int = len(LABELS)  # of synthetic: the shortest
     seed: int = 0  # of synthetic
 
     def __post_init__(self) -> None:
         require(self.rows >= 1, "data.rows", self.rows, "1 or more")
         require(self.num_features >= MIN_FEATURES, "data.num_features", self.num_features, f"{MIN_FEATURES} or more")
+        of_all = f"1 to {len(LABELS)}"
+        require(1 <= self.num_horizons <= len(LABELS), "data.num_horizons", self.num_horizons, of_all)
         for name in ("split_seed", "seed"):
             require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")
 
@@ -123,13 +127,15 @@ def parse_spec(tree: Mapping[str, Any] | ConfigDict) -> ExperimentSpec:
 def smoke(spec: ExperimentSpec) -> ExperimentSpec:
     """Returns the experiment on a small synthetic table with one epoch and tiny networks, to see that it runs.
 
+    Two horizons, as a multi-task network compiles as many heads.
+
     Its numbers mean nothing.
     """
     tiny = tuple((*entry, *_tiny_overrides(entry[1])) for entry in spec.networks)
     return dataclasses.replace(
         spec,
         networks=tiny,
-        data=DataSpec(SYNTHETIC, rows=3000, num_features=24),
+        data=DataSpec(SYNTHETIC, rows=3000, num_features=MIN_FEATURES, num_horizons=2),
         train=dataclasses.replace(spec.train, num_seeds=2, max_epochs=1, batch_size=256),
     )
 

@@ -15,7 +15,9 @@ from mean_jax.data.tables import missing_column, without_views
 from mean_jax.data.transform import RowEncoder
 from mean_jax.errors import UserError
 from mean_jax.run import PERCENTILE_LEVELS, Run, load_run
+from mean_jax.sharding import local_mesh
 from mean_jax.training.predictions import RowPredictor, seed_predictions
+from mean_jax.training.step import make_predict
 from mean_jax.types import RowLayout
 
 
@@ -40,7 +42,7 @@ class Predictor:
 
     @functools.cached_property
     def _predict_rows(self) -> RowPredictor:
-        return RowPredictor(self.run.program.model, self._layout, self.run.variables)
+        return RowPredictor(make_predict(self.run.program.model, self._layout, local_mesh()), self.run.variables)
 
     @functools.cached_property
     def _encoder(self) -> RowEncoder:

@@ -10,12 +10,10 @@ import numpy as np
 from mean_jax.data.store import SplitRows
 from mean_jax.evaluation.calibration import fit_levelled
 from mean_jax.labels import to_currency
-from mean_jax.models.base import Model
 from mean_jax.run import PERCENTILE_LEVELS, HorizonCalibration, Program
-from mean_jax.sharding import data_mesh, sum_over_processes
+from mean_jax.sharding import local_mesh, sum_over_processes
 from mean_jax.training.state import Variables
-from mean_jax.training.step import make_predict
-from mean_jax.types import RowLayout
+from mean_jax.training.step import PredictFn
 
 PREDICT_BATCH_SIZE = 4096
 MAX_LEVEL_ROWS = 1 << 20  # training rows behind the level of a calibration
@@ -34,11 +32,11 @@ class RowPredictor:
     stands beside it.
     """
 
-    def __init__(self, model: Model, layout: RowLayout, variables: Variables, with_diagnostics: bool = False) -> None:
-        """Puts the variables of the R replicas on the devices; for the arguments see `make_predict`."""
-        mesh = data_mesh(jax.local_devices())  # processes predict each on their own
+    def __init__(self, predict_fn: PredictFn, variables: Variables) -> None:
+        """Puts the variables of the R replicas on the devices; `predict_fn` is for the `local_mesh`."""
+        mesh = local_mesh()
         self._size = -(-PREDICT_BATCH_SIZE // mesh.size) * mesh.size
-        self._predict_fn = make_predict(model, layout, mesh, with_diagnostics)
+        self._predict_fn = predict_fn
         self._rows = NamedSharding(mesh, PartitionSpec("data"))
         self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
@@ -90,7 +88,7 @@ def predict_rows(
 ) -> SplitPredictions:
     """Returns the predictions of all replicas for a split, or for about `max_rows` rows from all over it."""
     layout = program.schema.layout
-    predictor = RowPredictor(program.model, layout, variables)
+    predictor = RowPredictor(program.predict_fn, variables)
     # Every so many blocks: rows that were appended to a store stand at its end.
     every = 1 if max_rows is None else max(1, -(-len(rows) // max_rows))
     scaled, labels = [], []

@@ -21,6 +21,7 @@ from mean_jax.training.state import Replica, TrainState, Variables
 from mean_jax.types import Array, Batch, RowLayout, Targets
 
 Metrics = dict[str, jax.Array]
+PredictFn = Callable[[Variables, Array, Array], dict[str, jax.Array]]
 
 
 def _targets(batch: Batch, replica: Replica, config: LabelConfig) -> Targets:
@@ -286,9 +287,7 @@ def end_epoch(state: TrainState, metric_R: Array, epoch: Array, patience: int) -
     return state._replace(replicas=jax.vmap(update)(state.replicas, metric_R))
 
 
-def make_predict(
-    model: Model, layout: RowLayout, mesh: Mesh, with_diagnostics: bool = False
-) -> Callable[[Variables, Array, Array], dict[str, jax.Array]]:
+def make_predict(model: Model, layout: RowLayout, mesh: Mesh, with_diagnostics: bool = False) -> PredictFn:
     """Returns the jitted (variables of R replicas, words_BxW, mask_B) -> predictions.
 
     Keys: `scaled` [R, B, K] on the training scale; `buckets` [R, B, K, N] for models that have them; with
