@@ -92,7 +92,7 @@ class DataConfig:
     numeric_type: Literal["stored", "bfloat16"] = "stored"  # of numeric values on their way, and in device memory
     shuffle: Literal["rows", "blocks"] = "rows"  # blocks: of consecutive rows, then rows within a window of blocks
     block_rows: int = 1024
-    window_blocks: int = 64
+    window_blocks: int = 64  # two windows are in memory at a time
 
     def __post_init__(self) -> None:
         for name in ("block_rows", "window_blocks"):

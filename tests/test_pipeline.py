@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mean_jax.config import DataConfig
-from mean_jax.data.pipeline import EpochPlan, epoch_order, padded_batches, plan_epoch, train_dispatches
+from mean_jax.data.pipeline import EpochPlan, epoch_order, padded_batches, plan_epoch, stream_layout, train_dispatches
 from mean_jax.types import RowLayout
 
 BATCH_SIZE, EPOCHS, SEED = 32, 3, 7
@@ -25,9 +25,15 @@ class NumberedRows:
     def __len__(self) -> int:
         return self._num_rows
 
-    def gather(self, rows_B):
+    def gather(self, rows_B, words_BxW=None):
         assert rows_B.max(initial=0) < self._num_rows
-        return rows_B[:, None].astype(np.float32)
+        words_BxW = np.empty((len(rows_B), 1), np.float32) if words_BxW is None else words_BxW
+        words_BxW[:, 0] = rows_B
+        return words_BxW
+
+    def read(self, first, words_BxW):
+        assert first + len(words_BxW) <= self._num_rows
+        words_BxW[:, 0] = first + np.arange(len(words_BxW))
 
 
 @pytest.fixture
@@ -131,48 +137,50 @@ def test_a_shuffle_of_blocks_is_a_permutation_in_long_pieces(num_rows):
         assert (order != epoch_order(num_rows, SEED, 1, BLOCKS)).mean() > 0.9
 
 
-class AskedRows(NumberedRows):
-    """Notes what it is asked to read ahead."""
-
-    def __init__(self, num_rows):
-        super().__init__(num_rows)
-        self.asked = []
-
-    def will_need(self, start, stop):
-        self.asked += range(start, min(stop, len(self)))
-
-
-def test_every_block_is_asked_for_before_it_is_read():
-    rows = AskedRows(1024)
-    plan = plan_epoch(len(rows), BATCH_SIZE, 4)
-    seen = []
-    for words in train_dispatches(rows, plan, 1, SEED, 0, BLOCKS):
-        seen += words.ravel().astype(int).tolist()
-        assert set(seen) <= set(rows.asked)
-    assert len(rows.asked) == len(set(rows.asked)) == 1024  # each once
-
-
-@pytest.mark.parametrize("start", [1, 3, 7])
-def test_a_resume_within_a_window_asks_for_what_is_left_of_it(start):
-    rows = AskedRows(1024)
-    window_rows = BLOCKS.block_rows * BLOCKS.window_blocks
+def test_the_stream_of_blocks_follows_their_order():
+    """Dispatches of 96 rows, windows of 64: some lie in two windows; the last block is short."""
+    rows = NumberedRows(1000)
     plan = plan_epoch(len(rows), BATCH_SIZE, 3)
-    order = epoch_order(1024, SEED, 0, BLOCKS)
-    for number, words in enumerate(train_dispatches(rows, plan, 1, SEED, start, BLOCKS), start):
-        assert set(words.ravel().astype(int).tolist()) <= set(rows.asked), number
-    first = start * plan.num_steps * BATCH_SIZE // window_rows * window_rows
-    last = -(-plan.epoch_steps * BATCH_SIZE // window_rows) * window_rows
-    assert set(rows.asked) == set(order[first:last].tolist())  # nothing of the windows that are done or left out
+    stream = train_dispatches(rows, plan, 2, SEED, 0, BLOCKS)
+    seen = np.concatenate([words.ravel() for words in stream]).astype(int)
+    used = plan.epoch_steps * BATCH_SIZE
+    expected = [epoch_order(1000, SEED, epoch, BLOCKS)[:used] for epoch in range(2)]
+    np.testing.assert_array_equal(seen, np.concatenate(expected))
 
 
-class UnreadableRows(NumberedRows):
-    def will_need(self, start, stop):
-        raise OSError("the disk is gone")
+def test_own_rows_of_blocks_are_those_of_the_batch():
+    rows = NumberedRows(1000)
+    plan = plan_epoch(len(rows), BATCH_SIZE, 3)
+    whole = list(train_dispatches(rows, plan, 1, SEED, 2, BLOCKS))
+    own = list(train_dispatches(rows, plan, 1, SEED, 2, BLOCKS, slice(8, 20)))
+    np.testing.assert_array_equal(np.stack(own), np.stack(whole)[:, :, 8:20])
 
 
-def test_a_failure_of_reading_ahead_is_not_lost():
+@pytest.mark.parametrize("config", [DataConfig(), BLOCKS])
+def test_dispatches_that_are_kept_are_not_written_over(config):
+    rows = NumberedRows(1000)
+    plan = plan_epoch(len(rows), BATCH_SIZE, 3)
+    kept = list(train_dispatches(rows, plan, 2, SEED, 0, config))
+    again = [words.copy() for words in train_dispatches(rows, plan, 2, SEED, 0, config)]
+    np.testing.assert_array_equal(np.stack(kept), np.stack(again))
+
+
+def test_a_failure_of_reading_reaches_the_training():
+    class UnreadableRows(NumberedRows):
+        def read(self, first, words_BxW):
+            raise OSError("the disk is gone")
+
     with pytest.raises(OSError, match="the disk is gone"):
-        next(train_dispatches(UnreadableRows(1024), plan_epoch(1024, BATCH_SIZE, 4), 1, SEED, 0, BLOCKS))
+        next(train_dispatches(UnreadableRows(1000), plan_epoch(1000, BATCH_SIZE, 4), 1, SEED, 0, BLOCKS))
+
+
+def test_two_bytes_are_sent_as_they_are_stored():
+    wide = RowLayout(3, 1, 2)
+    half = wide._replace(numeric_type="float16", exponents=(0, 1, 2))
+    to_bfloat16 = DataConfig(numeric_type="bfloat16")
+    assert stream_layout(wide, to_bfloat16) == wide._replace(numeric_type="bfloat16")
+    assert stream_layout(half, to_bfloat16) == half
+    assert stream_layout(wide, DataConfig()) == wide
 
 
 def test_the_orders_are_those_of_earlier_versions():

@@ -134,6 +134,33 @@ def test_a_run_of_rows(numbered, start, stop):
     np.testing.assert_array_equal(numbered.gather(np.arange(start, stop)[::-1]), words[::-1])
 
 
+@pytest.mark.parametrize("has_preadv", [True, False])
+def test_consecutive_rows_are_read_into_memory_that_is_given(numbered, monkeypatch, has_preadv):
+    monkeypatch.setattr(store_module, "_HAS_PREADV", has_preadv)
+    words = np.full((700, 3), np.nan, np.float32)
+    numbered.read(250, words[:600])
+    np.testing.assert_array_equal(words[:600], np.arange(750, 2550).reshape(-1, 3))
+    assert np.isnan(words[600:]).all()
+    chosen = np.array([5, 999, 3])
+    assert numbered.gather(chosen, words[:3]) is not None
+    np.testing.assert_array_equal(words[:3, 0], 3 * chosen)
+
+
+def test_a_read_goes_on_where_the_system_stopped(numbered, monkeypatch):
+    original = store_module.os.preadv
+    monkeypatch.setattr(store_module.os, "preadv", lambda file, parts, at: original(file, [parts[0][:100]], at))
+    words = np.full((1000, 3), np.nan, np.float32)
+    numbered.read(0, words)
+    np.testing.assert_array_equal(words, np.arange(3000).reshape(-1, 3))
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_named(numbered, tmp_path):
+    with open(tmp_path / "0.bin", "r+b") as file:
+        file.truncate(12 * numbered._shards[0].rows - 6)
+    with pytest.raises(UserError, match=r"0\.bin: ends at byte .*cut while it was read; make the store again"):
+        numbered.read(0, np.empty((numbered._shards[0].rows, 3), np.float32))
+
+
 def test_what_only_looks_like_a_run(numbered):
     chosen = np.array([3, 9, 5, 6])  # the ends are right, the middle is not
     np.testing.assert_array_equal(numbered.gather(chosen)[:, 0], 3 * chosen)

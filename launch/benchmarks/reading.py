@@ -172,10 +172,12 @@ def _take(dispatches: Iterator[np.ndarray], count: int) -> None:
 def _warm(steps: dict[str, Steps], stores: list[DiskStore], plan: EpochPlan) -> str:
     """Returns the table of the pipeline on warm pages beside the steps."""
     streams = {
-        f"pipeline, {store.layout.numeric_type} {config.numeric_type}, shuffle={config.shuffle}": (store.open(), config)
+        f"pipeline, {store.layout.numeric_type}, shuffle={config.shuffle}": (store.open(), config)
         for store in stores
-        for config in (*_SHUFFLES, DataConfig(numeric_type="bfloat16"))
+        for config in _SHUFFLES
     }
+    to_bfloat16 = (stores[0].open(), DataConfig(numeric_type="bfloat16"))  # two bytes are sent as they are
+    streams[f"pipeline, {stores[0].layout.numeric_type} to bfloat16, shuffle=rows"] = to_bfloat16
     for store in stores:
         read_sequentially(store.folder, store.shards)
     samples: Samples = {name: [] for name in (*steps, *streams)}

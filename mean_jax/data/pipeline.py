@@ -6,14 +6,15 @@ process reads its own part of each batch.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from mean_jax.config import DataConfig
+from mean_jax.data.buffers import Buffers
 from mean_jax.data.store import SplitRows
+from mean_jax.data.windows import Windows
 from mean_jax.types import RowLayout
 
 # Dispatches that grain keeps ready: the loader works while the device does.
@@ -70,8 +71,12 @@ def epoch_order(num_rows: int, seed: int, epoch: int, config: DataConfig) -> np.
 
 
 def stream_layout(stored: RowLayout, config: DataConfig) -> RowLayout:
-    """Returns the layout of the rows that reach the devices."""
-    return stored if config.numeric_type == "stored" else stored.as_float32._replace(numeric_type=config.numeric_type)
+    """Returns the layout of the rows that reach the devices.
+
+    Stored values of two bytes stay as they are: bfloat16 would take as many and say less.
+    """
+    is_stored = config.numeric_type == "stored" or stored.numeric_type != "float32"
+    return stored if is_stored else stored._replace(numeric_type=config.numeric_type)
 
 
 class _DispatchSource:
@@ -88,44 +93,33 @@ class _DispatchSource:
         self._own = own
         self._layout = stream_layout(rows.layout, config)
         self._epoch = -1
-        self._order = np.zeros(0, np.int32)
-        self._asker = ThreadPoolExecutor(1)
-        self._asked: dict[int, Future[None]] = {}  # by number of the window in this epoch
+        self._order = np.zeros(0, np.int32)  # of the epoch
+        own_size = len(range(plan.batch_size)[own])
+        self._buffers = Buffers(plan.num_steps * own_size, rows.layout.num_words)
+        is_blocks = config.shuffle == "blocks"
+        self._windows = Windows(rows, config.block_rows, config.window_blocks) if is_blocks else None
 
     def __len__(self) -> int:
         return self._plan.num_dispatches * self._num_epochs
 
     def __getitem__(self, index: int) -> np.ndarray:
         epoch, dispatch = divmod(index, self._plan.num_dispatches)
-        if epoch != self._epoch:
-            self._order = epoch_order(len(self._rows), self._seed, epoch, self._config)
-            self._epoch = epoch
-            self._asked = {}
         batch_size, _, num_steps = self._plan
-        size = num_steps * batch_size
-        if self._config.shuffle == "blocks":
-            self._read_ahead(dispatch * size, size)
-        index_SxB = self._order[dispatch * size : (dispatch + 1) * size].reshape(num_steps, batch_size)
-        words = self._rows.layout.convert(self._rows.gather(index_SxB[:, self._own].ravel()), self._layout)
+        if epoch != self._epoch:
+            order = epoch_order(len(self._rows), self._seed, epoch, self._config)
+            self._order = order[: self._plan.epoch_steps * batch_size]
+            self._epoch = epoch
+            if self._windows is not None:
+                self._windows.start(self._order)
+        step_S = dispatch * num_steps + np.arange(num_steps)
+        position_B = (step_S[:, None] * batch_size + np.arange(batch_size)[None, self._own]).ravel()
+        words = self._buffers.empty()
+        if self._windows is not None:
+            self._windows.gather(position_B, words)
+        else:
+            self._rows.gather(self._order[position_B], words)
+        words = self._rows.layout.convert(words, self._layout)
         return words.reshape(num_steps, -1, words.shape[1])
-
-    def _read_ahead(self, position: int, size: int) -> None:
-        """Has the windows of blocks asked for that these rows are in, and the one after; waits for the asking alone."""
-        window = self._config.block_rows * self._config.window_blocks
-        first, last = position // window, (position + size - 1) // window
-        self._asked = {number: asked for number, asked in self._asked.items() if number >= first}
-        in_epoch = -(-self._plan.epoch_steps * self._plan.batch_size // window)
-        for number in range(first, min(last + 2, in_epoch)):
-            if number not in self._asked:
-                rows_B = self._order[number * window : (number + 1) * window]
-                self._asked[number] = self._asker.submit(self._ask, rows_B)
-        for number in range(first, last + 1):
-            self._asked[number].result()
-
-    def _ask(self, rows_B: np.ndarray) -> None:
-        block_rows = self._config.block_rows
-        for block in np.unique(rows_B // block_rows).tolist():
-            self._rows.will_need(block * block_rows, (block + 1) * block_rows)
 
 
 def train_dispatches(

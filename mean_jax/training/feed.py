@@ -145,6 +145,7 @@ def _load_on_devices(mesh: Mesh, rows: SplitRows, config: DataConfig) -> jax.Arr
                 raise
             raise UserError(
                 f"--config.data.placement=device: {4 * part * shape[1] / 1e9:.1f} GB of training rows do not fit into "
-                f"the memory of {device}; use --config.data.numeric_type=bfloat16, more devices or placement=host"
+                f"the memory of {device}; use --config.data.numeric_type=bfloat16 if they are stored in four bytes, "
+                "more devices or placement=host"
             ) from error
     return jax.make_array_from_single_device_arrays(shape, sharding, buffers)
