@@ -157,8 +157,11 @@ class StoreSteps:
         dispatches = make_feed(rule, self._mesh, self._shardings, rows, order, config)(0)
 
         def run(count: int) -> None:
+            metrics: Any = ()
             for dispatch in itertools.islice(dispatches, count):
+                before = metrics
                 self._state, metrics = dispatch.run(self._state)
+                jax.block_until_ready(before)  # as the loop, which reads them: else all would be sent at once
             jax.block_until_ready(metrics)
 
         return run

@@ -70,7 +70,7 @@ class Windows:
             reading.result()
         place_B = np.searchsorted(window.blocks, rows_B // self._block_rows) * self._block_rows
         place_B += rows_B % self._block_rows
-        num_parts = min(_NUM_COPIERS, -(-len(rows_B) // _MIN_ROWS_PER_COPY))
+        num_parts = max(1, min(_NUM_COPIERS, len(rows_B) // _MIN_ROWS_PER_COPY))
         parts = zip(np.array_split(place_B, num_parts), np.array_split(words_BxW, num_parts), strict=True)
         # Places are in range by construction; any mode but "raise" lets NumPy write into `out` unbuffered.
         copies = [self._copiers.submit(np.take, window.words, place, 0, out, "clip") for place, out in parts]
