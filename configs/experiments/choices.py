@@ -14,6 +14,7 @@ from mean_jax.experiments.spec import SYNTHETIC, DataSpec, ExperimentSpec, to_co
 CHOICES = {
     "gate printed": ("model.gate=printed",),
     "pairwise attention": ("model.attention=pairwise",),
+    "bottom of its own for DAM": ("model.dam_bottom=own",),
     "log theta": ("model.log_theta=True",),
     "tau 1": ("model.tau=1.0",),
     "tau 5": ("model.tau=5.0",),

@@ -159,8 +159,10 @@ class SplitRows:
         self._files.append(file)
         mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
         if _HAS_ADVICE:
-            # A row that is not in memory would else bring its surroundings, megabytes on some disks, for its 3 kB.
+            # A row that is not in memory would else bring its surroundings, megabytes on some disks, for its 3 kB, and
+            # a block what follows it.
             mapped.madvise(mmap.MADV_RANDOM)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
         return np.frombuffer(mapped, np.float32).reshape(-1, self._words)
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,14 @@ def validation_batch_size(num_rows: int, num_parts: int) -> int:
     """
     size = min(PREDICT_BATCH_SIZE, 1 << max(0, num_rows - 1).bit_length())
     return -(-size // num_parts) * num_parts
+
+
+def first_state(program: Program, shardings: Any) -> TrainState:
+    """Returns the state before the first step, laid out as `shardings` say."""
+    # It has more shapes to draw than the train step has, and runs once: on a CPU it compiles longer than that unless
+    # the compiler tries less hard, with the same numbers.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(program.init_state, out_shardings=shardings, compiler_options=options)()
 
 
 class Trainer:
@@ -116,11 +125,7 @@ class Trainer:
         )
         restored = checkpoints.load_newest(self._workdir / run_lib.LATEST, abstract, self._strict_restore)
         if restored is None:
-            # Draws of many shapes compile on a CPU for as long as the train step; with fewer passes of the optimiser
-            # for a third of it, to the same numbers.
-            options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-            init_fn = jax.jit(self._program.init_state, out_shardings=self._shardings, compiler_options=options)
-            return init_fn()
+            return first_state(self._program, self._shardings)
         self._step, state = restored
         self._is_active_R = to_host(state.replicas.is_active)
         LOGGER.info("going on from the checkpoint at step %d", self._step)
