@@ -18,6 +18,7 @@ from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.experiments import runner
 from mean_jax.experiments.results import Results
 from mean_jax.experiments.spec import parse_spec
+from mean_jax.fileio import read_json, write_json
 from mean_jax.training.loop import Trainer
 
 SHIPPED = sorted(path.stem for path in Path("configs/experiments").glob("*.py"))
@@ -318,6 +319,17 @@ def test_a_folder_of_something_else_is_refused(finished, tmp_path, call):
     code, lines = call(experiment.main, "--config=table1", f"--output={finished}", "--smoke", changed)
     assert code == 2 and "mean.json: holds results of another configuration" in lines
     assert (finished / "experiment.json").read_text() == before
+
+
+def test_an_experiment_begun_before_a_field_existed_goes_on(finished, tmp_path, call):
+    folder = tmp_path / "earlier"
+    shutil.copytree(finished, folder)
+    saved = read_json(folder / "experiment.json", runner.KIND, runner.VERSION)
+    del saved["spec"]["train"]["on_nonfinite"], saved["spec"]["data"]["source"]
+    write_json(folder / "experiment.json", runner.KIND, runner.VERSION, saved)
+    code, lines = call(experiment.main, "--config=table1", f"--output={folder}", "--smoke", *SMALL)
+    assert code == 0 and "finished in" not in lines
+    assert "source" in read_json(folder / "experiment.json", runner.KIND, runner.VERSION)["spec"]["data"]
 
 
 def test_a_mistake_does_not_lock_the_folder(tmp_path, call, store_path):

@@ -1,6 +1,8 @@
 """Opening a store checks every file of it, and a damaged one is named."""
 
+import errno
 import json
+import os
 from pathlib import Path
 import shutil
 
@@ -157,8 +159,19 @@ def test_a_read_goes_on_where_the_system_stopped(numbered, monkeypatch):
 def test_a_shard_that_is_cut_while_it_is_read_is_named(numbered, tmp_path):
     with open(tmp_path / "0.bin", "r+b") as file:
         file.truncate(12 * numbered._shards[0].rows - 6)
-    with pytest.raises(UserError, match=r"0\.bin: ends at byte .*cut while it was read; make the store again"):
-        numbered.read(0, np.empty((numbered._shards[0].rows, 3), np.float32))
+    num_rows = numbered._shards[0].rows
+    for first in (0, num_rows - 1):
+        with pytest.raises(UserError, match=rf"0\.bin: ends at byte {12 * num_rows - 6}, it was cut while it was read"):
+            numbered.read(first, np.empty((num_rows - first, 3), np.float32))
+
+
+def test_a_disk_that_fails_is_told_by_the_name_of_the_shard(numbered, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(store_module.os, "preadv", fail)
+    with pytest.raises(OSError, match=r"Input/output error: .*0\.bin"):
+        numbered.read(0, np.empty((1, 3), np.float32))
 
 
 def test_what_only_looks_like_a_run(numbered):

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,9 +43,15 @@ def order_of(num_rows: int, block_rows: int, window_blocks: int, epoch: int = 0)
     return epoch_order(num_rows, SEED, epoch, config)
 
 
-def take(windows: Windows, positions: np.ndarray) -> np.ndarray:
+def windows_of(rows, block_rows: int = 16, window_blocks: int = 4, num_epochs: int = 1, num_used: int | None = None):
+    """Returns the windows of epochs in which the first `num_used` rows of the order are used."""
+    order_fn = lambda epoch: order_of(len(rows), block_rows, window_blocks, epoch)[:num_used]  # noqa: E731
+    return Windows(rows, block_rows, window_blocks, num_epochs, order_fn)
+
+
+def take(windows: Windows, positions: np.ndarray, epoch: int = 0) -> np.ndarray:
     words = np.full((len(positions), 2), np.nan, np.float32)
-    windows.gather(positions, words)
+    windows.gather(epoch, positions, words)
     return words
 
 
@@ -60,8 +67,7 @@ def take(windows: Windows, positions: np.ndarray) -> np.ndarray:
 def test_any_order_is_followed(num_rows, block_rows, window_blocks, size, step, start):
     """Short last blocks, takes over several windows, rows of a part of the batch, and a start within the epoch."""
     order = order_of(num_rows, block_rows, window_blocks)
-    windows = Windows(ReadRows(num_rows), block_rows, window_blocks)
-    windows.start(order)
+    windows = windows_of(ReadRows(num_rows), block_rows, window_blocks)
     for first in range(start, num_rows, size):
         positions = np.arange(first, min(first + size, num_rows), step)
         np.testing.assert_array_equal(take(windows, positions), order[positions][:, None] * np.array([1.0, 0.5]))
@@ -70,8 +76,7 @@ def test_any_order_is_followed(num_rows, block_rows, window_blocks, size, step, 
 def test_every_block_is_read_once_and_one_window_ahead():
     rows = ReadRows(1024)
     order = order_of(1024, 16, 4)
-    windows = Windows(rows, 16, 4)
-    windows.start(order)
+    windows = windows_of(rows)
     for first in range(0, 1024, 32):
         take(windows, np.arange(first, first + 32))
         end = (first // 64 + 1) * 64
@@ -82,8 +87,7 @@ def test_every_block_is_read_once_and_one_window_ahead():
 def test_a_start_within_the_epoch_reads_nothing_of_the_windows_before():
     rows = ReadRows(1024)
     order = order_of(1024, 16, 4)
-    windows = Windows(rows, 16, 4)
-    windows.start(order[:900])  # an epoch that leaves rows out
+    windows = windows_of(rows, num_used=900)  # an epoch that leaves rows out
     for first in range(200, 900, 50):
         take(windows, np.arange(first, first + 50))
     last_blocks = np.unique(order[896:900] // 16)
@@ -100,11 +104,12 @@ def test_two_windows_are_held_in_memory(monkeypatch):
         return original(num_rows, num_words)
 
     monkeypatch.setattr(buffers_module, "aligned_empty", note)
-    windows = Windows(ReadRows(1000), 16, 4)
+    windows = windows_of(ReadRows(1000), num_epochs=3)
     for epoch in range(3):
-        windows.start(order_of(1000, 16, 4, epoch))
+        order = order_of(1000, 16, 4, epoch)
         for first in range(0, 1000, 40):  # some takes lie in two windows
-            take(windows, np.arange(first, first + 40))
+            words = take(windows, np.arange(first, first + 40), epoch)
+            np.testing.assert_array_equal(words[:, 0], order[first : first + 40])
     assert made == [(5 * 16, 2)] * 2
 
 
@@ -117,12 +122,58 @@ def test_the_next_window_is_not_waited_for():
             assert first in order[:64] or is_open.wait(30)
             super().read(first, words_BxW)
 
-    windows = Windows(SlowRows(256), 16, 4)
-    windows.start(order)
+    windows = windows_of(SlowRows(256))
     words = take(windows, np.arange(64))
     np.testing.assert_array_equal(words[:, 0], order[:64])
     is_open.set()
     np.testing.assert_array_equal(take(windows, np.arange(64, 128))[:, 0], order[64:128])
+
+
+def test_the_first_window_of_the_next_epoch_is_read_ahead_too():
+    rows = ReadRows(256)
+    windows = windows_of(rows, num_epochs=2)
+    for first in range(0, 256, 64):
+        take(windows, np.arange(first, first + 64))
+    while len(rows.read_rows) < 256 + 64:  # ends with the time limit of the test if nothing is read
+        time.sleep(0.01)
+    assert set(rows.read_rows[256:]) == set(order_of(256, 16, 4, 1)[:64].tolist())
+    for first in range(0, 256, 64):
+        take(windows, np.arange(first, first + 64), epoch=1)
+    assert len(rows.read_rows) == 2 * 256  # nothing after the last epoch
+
+
+def test_what_nobody_waits_for_is_not_read():
+    is_open, begun = threading.Event(), threading.Semaphore(0)
+    first_window = order_of(4096, 16, 100)[:1600]
+
+    class SlowRows(ReadRows):
+        def read(self, first, words_BxW):
+            if first not in first_window:
+                begun.release()
+                assert is_open.wait(30)
+            super().read(first, words_BxW)
+
+    rows = SlowRows(4096)
+    windows = windows_of(rows, window_blocks=100)
+    take(windows, np.arange(64))
+    readers = windows._readers
+    for _ in range(16):
+        begun.acquire()
+    del windows
+    gc.collect()
+    is_open.set()
+    readers.shutdown()  # waits for the blocks that were under way
+    assert len(rows.read_rows) == 1600 + 16 * 16
+
+
+def test_windows_that_are_gone_leave_their_readers():
+    windows = windows_of(ReadRows(256))
+    take(windows, np.arange(10))
+    readers = windows._readers
+    del windows
+    gc.collect()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        readers.submit(print)
 
 
 def test_a_failure_of_reading_ahead_is_not_lost():
@@ -130,8 +181,7 @@ def test_a_failure_of_reading_ahead_is_not_lost():
         def read(self, first, words_BxW):
             raise OSError("the disk is gone")
 
-    windows = Windows(UnreadableRows(100), 16, 4)
-    windows.start(order_of(100, 16, 4))
+    windows = windows_of(UnreadableRows(100))
     with pytest.raises(OSError, match="the disk is gone"):
         take(windows, np.arange(10))
 

@@ -6,6 +6,7 @@ process reads its own part of each batch.
 """
 
 from collections.abc import Iterator
+import functools
 from typing import Any, NamedTuple
 
 import grain
@@ -79,6 +80,11 @@ def stream_layout(stored: RowLayout, config: DataConfig) -> RowLayout:
     return stored if is_stored else stored._replace(numeric_type=config.numeric_type)
 
 
+def _used_rows(rows: SplitRows, plan: EpochPlan, seed: int, config: DataConfig, epoch: int) -> np.ndarray:
+    """Returns the rows that an epoch has in its batches, in their order."""
+    return epoch_order(len(rows), seed, epoch, config)[: plan.epoch_steps * plan.batch_size]
+
+
 class _DispatchSource:
     """Random access to the words of dispatch i, shaped [S, own rows of B, W]."""
 
@@ -93,11 +99,13 @@ class _DispatchSource:
         self._own = own
         self._layout = stream_layout(rows.layout, config)
         self._epoch = -1
-        self._order = np.zeros(0, np.int32)  # of the epoch
+        self._order = np.zeros(0, np.int32)  # of the epoch, where single rows are shuffled
         own_size = len(range(plan.batch_size)[own])
         self._buffers = Buffers(plan.num_steps * own_size, rows.layout.num_words)
-        is_blocks = config.shuffle == "blocks"
-        self._windows = Windows(rows, config.block_rows, config.window_blocks) if is_blocks else None
+        self._windows: Windows | None = None
+        if config.shuffle == "blocks":
+            order_fn = functools.partial(_used_rows, rows, plan, seed, config)
+            self._windows = Windows(rows, config.block_rows, config.window_blocks, num_epochs, order_fn)
 
     def __len__(self) -> int:
         return self._plan.num_dispatches * self._num_epochs
@@ -105,18 +113,14 @@ class _DispatchSource:
     def __getitem__(self, index: int) -> np.ndarray:
         epoch, dispatch = divmod(index, self._plan.num_dispatches)
         batch_size, _, num_steps = self._plan
-        if epoch != self._epoch:
-            order = epoch_order(len(self._rows), self._seed, epoch, self._config)
-            self._order = order[: self._plan.epoch_steps * batch_size]
-            self._epoch = epoch
-            if self._windows is not None:
-                self._windows.start(self._order)
         step_S = dispatch * num_steps + np.arange(num_steps)
         position_B = (step_S[:, None] * batch_size + np.arange(batch_size)[None, self._own]).ravel()
         words = self._buffers.empty()
         if self._windows is not None:
-            self._windows.gather(position_B, words)
+            self._windows.gather(epoch, position_B, words)
         else:
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, _used_rows(self._rows, self._plan, self._seed, self._config, epoch)
             self._rows.gather(self._order[position_B], words)
         words = self._rows.layout.convert(words, self._layout)
         return words.reshape(num_steps, -1, words.shape[1])

@@ -183,11 +183,16 @@ class SplitRows:
                 words[:] = self._maps[index][begin:end]
 
     def _read_file(self, index: int, position: int, target: memoryview) -> None:
+        file, path = self._files[index], self._folder / self._shards[index].file
         while len(target):
-            count = os.preadv(self._files[index], [target], position)
+            try:
+                count = os.preadv(file, [target], position)
+            except OSError as error:
+                error.filename = str(path)
+                raise
             if not count:
-                path = self._folder / self._shards[index].file
-                raise UserError(f"{path}: ends at byte {position}, it was cut while it was read; make the store again")
+                size = os.fstat(file).st_size
+                raise UserError(f"{path}: ends at byte {size}, it was cut while it was read; make the store again")
             position, target = position + count, target[count:]
 
     def gather(self, rows_B: np.ndarray, words_BxW: np.ndarray | None = None) -> np.ndarray:

@@ -1,7 +1,9 @@
 """The windows of a shuffle of blocks: blocks of consecutive rows, read into memory one window ahead of their use."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
+import weakref
 
 import numpy as np
 
@@ -22,10 +24,30 @@ class _Window(NamedTuple):
 
 
 class Windows:
-    """The rows of one epoch, to be taken from its first window to its last."""
+    """The rows of some epochs, to be taken from the first window to the last."""
 
-    def __init__(self, rows: SplitRows, block_rows: int, window_blocks: int) -> None:
+    def __init__(
+        self,
+        rows: SplitRows,
+        block_rows: int,
+        window_blocks: int,
+        num_epochs: int,
+        order_fn: Callable[[int], np.ndarray],
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+          rows: the split.
+          block_rows: rows of a block.
+          window_blocks: blocks of a window.
+          num_epochs: how many there are.
+          order_fn: the rows of an epoch in their order, as `epoch_order` makes it.
+        """
         self._rows = rows
+        self._num_epochs = num_epochs
+        self._order_fn = order_fn
+        self._orders: dict[int, np.ndarray] = {}  # of this epoch and, in its last window, of the next one
+        self._windows: dict[tuple[int, int], _Window] = {}  # by epoch and number
         self._block_rows = min(block_rows, len(rows))
         self._size = self._block_rows * window_blocks
         # The last block of the split may be short: windows after it in the order begin and end within a block.
@@ -33,30 +55,36 @@ class Windows:
         self._buffers = Buffers(num_blocks * self._block_rows, rows.layout.num_words)
         self._readers = ThreadPoolExecutor(_NUM_READERS)
         self._copiers = ThreadPoolExecutor(_NUM_COPIERS)
-        self.start(np.zeros(0, np.int32))
+        # Else what is left of a window would be read for nobody.
+        weakref.finalize(self, self._readers.shutdown, wait=False, cancel_futures=True)
 
-    def start(self, order: np.ndarray) -> None:
-        """Begins an epoch of these rows, in their order as `epoch_order` gives it."""
-        self._order = order
-        self._windows: dict[int, _Window] = {}
-
-    def gather(self, position_B: np.ndarray, words_BxW: np.ndarray) -> None:
-        """Fills words_BxW with the rows at ascending positions in the epoch.
+    def gather(self, epoch: int, position_B: np.ndarray, words_BxW: np.ndarray) -> None:
+        """Fills words_BxW with the rows at ascending positions in an epoch.
 
         Has the window after the one that they are in read meanwhile, and lets go of those before.
         """
+        self._orders = {key: order for key, order in self._orders.items() if key >= epoch}
         numbers = position_B // self._size
         for number in range(int(numbers[0]), int(numbers[-1]) + 1):
             begin, end = np.searchsorted(numbers, [number, number + 1])
-            self._windows = {key: window for key, window in self._windows.items() if key >= number}
-            for needed in (number, number + 1):
-                if needed not in self._windows and needed * self._size < len(self._order):
-                    self._windows[needed] = self._begin(needed)
-            self._take(self._windows[number], self._order[position_B[begin:end]], words_BxW[begin:end])
+            own = (epoch, number)
+            self._windows = {key: window for key, window in self._windows.items() if key >= own}
+            for needed in (own, self._after(*own)):
+                if needed[0] < self._num_epochs and needed not in self._windows:
+                    self._windows[needed] = self._begin(*needed)
+            self._take(self._windows[own], self._order(epoch)[position_B[begin:end]], words_BxW[begin:end])
 
-    def _begin(self, number: int) -> _Window:
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders[epoch] = self._order_fn(epoch)
+        return self._orders[epoch]
+
+    def _after(self, epoch: int, number: int) -> tuple[int, int]:
+        return (epoch, number + 1) if (number + 1) * self._size < len(self._order(epoch)) else (epoch + 1, 0)
+
+    def _begin(self, epoch: int, number: int) -> _Window:
         """Has the blocks of a window read."""
-        blocks = np.unique(self._order[number * self._size : (number + 1) * self._size] // self._block_rows)
+        blocks = np.unique(self._order(epoch)[number * self._size : (number + 1) * self._size] // self._block_rows)
         words_NxW = self._buffers.empty()
         readings = []
         for index, block in enumerate(blocks.tolist()):

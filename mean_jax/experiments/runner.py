@@ -11,13 +11,13 @@ table.md, report.html, *.svg
 from collections.abc import Callable, Iterable
 import dataclasses
 import functools
-import json
 from pathlib import Path
 import time
 from typing import Any
 
 from tqdm import tqdm
 
+from mean_jax.config import parse_section
 from mean_jax.errors import UserError
 from mean_jax.experiments import cells
 from mean_jax.experiments.cells import Prediction
@@ -89,11 +89,11 @@ def _check_output(spec: ExperimentSpec, output: Path) -> None:
     """
     path = output / SPEC_NAME
     if path.is_file():
-        saved = read_json(path, KIND, VERSION)["spec"]
-        asked = json.loads(json.dumps(dataclasses.asdict(spec)))
+        saved = parse_section(ExperimentSpec, read_json(path, KIND, VERSION)["spec"], "")  # later fields by default
         for field in ("title", "layout", "data"):
-            if saved[field] != asked[field]:
-                raise UserError(f"--output: {output} holds another {field} ({saved[field]}); choose another --output")
+            held = getattr(saved, field)
+            if held != getattr(spec, field):
+                raise UserError(f"--output: {output} holds another {field} ({held}); choose another --output")
     elif not output.is_dir() or {entry.name for entry in output.iterdir()} - {DATA_NAME}:
         require_free_output(output)
 
