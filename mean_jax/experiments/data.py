@@ -85,8 +85,8 @@ def open_data(spec: DataSpec, folder: Path, store: str | None = None) -> Experim
         made = folder / "synthetic"
         if not made.exists():
             write_synthetic(SyntheticSpec(spec.rows, spec.seed, spec.num_features), made)
-        labels, others = LABELS[: spec.num_horizons], LABELS[spec.num_horizons :]
-        options = PrepareOptions(label_columns=labels, excluded=others, split_seed=spec.split_seed)
+        others = tuple(label for label in LABELS if label not in spec.labels)
+        options = PrepareOptions(label_columns=spec.labels, excluded=others, split_seed=spec.split_seed)
         opened = _store(made / "customers", folder / "store", options)
         return ExperimentData(spec.name, opened, customers=made / "customers", oracle=made / "oracle")
     if spec.name not in DATASETS:

@@ -31,7 +31,7 @@ from mean_jax.experiments.spec import ORACLE, ExperimentSpec, slug
 from mean_jax.fileio import read_json, require_free_output, write_json
 from mean_jax.log import LOGGER
 
-KIND, VERSION = "mean-jax experiment", 1
+KIND, VERSION = "mean-jax experiment", 2
 SPEC_NAME = "experiment.json"
 DATA_NAME = "data"
 
