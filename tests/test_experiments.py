@@ -292,7 +292,7 @@ def test_your_own_store(store_path, tmp_path, call):
         (["--config=figure2", '--config.networks=(("MEAN", "mean"),)'], "a network with a sweep, or a number"),
         (["--config=table4", f"--config.networks={SWEEP}"], "a network without a sweep, which only a curve"),
         (["--config=table1", "--config.data.num_features=5"], "--config.data.num_features=5: expected 24 or more"),
-        (["--config=table1", '--config.data.labels=("cltv_7",)'], "--config.data.labels=('cltv_7',): expected some of cltv_30"),
+        (["--config=table1", '--config.data.labels=("cltv_7",)'], "labels=('cltv_7',): expected some of cltv_30"),
         (["--config=table1", "--data=/nowhere", "--smoke"], "--smoke: makes its own small table"),
         (["--config=table1", "--data=/nowhere"], "--data: folder /nowhere does not exist"),
         (["--config=table1", '--config.networks=(("MEAN", "mean", "model.tau=0.0"),)'], "model.tau=0.0: expected"),

@@ -13,7 +13,7 @@ import weakref
 
 import numpy as np
 
-from mean_jax.data.store import Shard, SplitRows
+from mean_jax.data.store import Shard, SplitRows, available_bytes
 from mean_jax.errors import UserError
 from mean_jax.types import RowLayout
 
@@ -127,8 +127,7 @@ def scarce_memory(free_bytes: int) -> contextlib.AbstractContextManager[None]:
     Raises:
       UserError: no more is free anyhow.
     """
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
-    available = int(line.split()[1]) * 1024
+    available = available_bytes() or 0
     if available <= free_bytes:
         raise UserError(f"--free_gb: only {available / 1e9:.1f} GB are free on this machine; use less")
     return locked_memory(available - free_bytes)
