@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mean_jax.cli import experiment
 from mean_jax.config import load_config, parse_config
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import Store
@@ -30,6 +31,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 LABELS = ("cltv_30", "cltv_365")
+# Two networks and a peer are enough where not the systems but the machinery of experiments is tested.
+SMALL_EXPERIMENT = (
+    '--config.networks=(("MEAN", "mean"), ("ZILN", "dnn_ziln"))',
+    '--config.peers=("past_spend", "constant_mean", "constant_zero")',
+)
 # A model that compiles and trains in seconds, with every part of the real one.
 TINY = (
     "model.bottom_sizes=(16, 8)",
@@ -116,6 +122,19 @@ def run_path(store_path, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def finished_experiment(tmp_path_factory) -> Path:
+    """A finished comparison in smoke mode, to be left as it is found."""
+    folder = tmp_path_factory.mktemp("experiments") / "small"
+    arguments = ["mean-jax-experiment", "--config=table1", f"--output={folder}", "--smoke", *SMALL_EXPERIMENT]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which --smoke changes
+        patch.setattr("sys.argv", arguments)
+        experiment.main()
+    assert stopped.value.code == 0
+    return folder
+
+
 @pytest.fixture
 def call(capsys, monkeypatch):
     """Returns a function (main, *arguments) -> (exit code, standard error) that runs a command in this process."""
@@ -123,6 +142,7 @@ def call(capsys, monkeypatch):
 
     def run(main, *arguments):
         monkeypatch.setattr("sys.argv", ["mean-jax", *map(str, arguments)])
+        monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which --smoke changes
         flags.FLAGS.unparse_flags()
         for name in list(flags.FLAGS):
             flags.FLAGS[name].unparse()

@@ -205,30 +205,41 @@ def _warm(steps: dict[str, Steps], stores: list[DiskStore], plan: EpochPlan) -> 
 
 
 def _cold(store: DiskStore, plan: EpochPlan) -> str:
-    """Returns the table of the pipeline on cold pages beside sequential reads of the same shards."""
-    names = ("sequential reads of 4 MB", *(f"pipeline, shuffle={config.shuffle}" for config in _SHUFFLES))
+    """Returns the table of the pipeline on cold pages beside sequential reads of the same shards.
+
+    Disks drift: every measurement stands between two of the sequential rate and is compared with their mean.
+    """
+    sequential = "sequential reads of 4 MB"
+    names = (sequential, *(f"pipeline, shuffle={config.shuffle}" for config in _SHUFFLES))
     rate: Samples = {name: [] for name in names}
+    ratio: Samples = {name: [] for name in names[1:]}
     share: Samples = {name: [] for name in names}
     row_bytes = 4 * store.layout.num_words
-    for number in range(_ROUNDS.value):
+
+    def note(name: str, num_bytes: int, seconds: float, from_disk: int) -> None:
+        rate[name].append(num_bytes / seconds)
+        share[name].append(from_disk / num_bytes)
+
+    def read() -> None:
         drop_pages(store.folder, store.shards)
-        results = [(store.num_bytes, *timed(lambda: read_sequentially(store.folder, store.shards)))]
-        for config in _SHUFFLES:
+        note(sequential, store.num_bytes, *timed(lambda: read_sequentially(store.folder, store.shards)))
+
+    read()
+    for number in range(_ROUNDS.value):
+        for name, config in zip(names[1:], _SHUFFLES, strict=True):
             # Single rows for as many as the other tables time; blocks for the whole epoch.
             count = plan.num_dispatches if config.shuffle == "blocks" else _DISPATCHES.value
             dispatches = train_dispatches(store.open_cold(), plan, 1, _SEED + number, 0, config)
             result = timed(lambda dispatches=dispatches, count=count: _take(dispatches, count))
-            results.append((count * plan.num_steps * plan.batch_size * row_bytes, *result))
+            note(name, count * plan.num_steps * plan.batch_size * row_bytes, *result)
             del dispatches
-        for name, (num_bytes, seconds, from_disk) in zip(names, results, strict=True):
-            rate[name].append(num_bytes / seconds)
-            share[name].append(from_disk / num_bytes)
+            read()
+            ratio[name].append(rate[name][-1] / np.mean(rate[sequential][-2:]))
     lines = ["| cold pages | MB/s | rows/s | of sequential | bytes from the disk per byte |", "|" + " --- |" * 5]
     for name in names:
-        own = np.array(rate[name])
-        ratio = spread(own / np.array(rate[names[0]]), 2)
+        own, of_sequential = np.array(rate[name]), spread(ratio[name], 2) if name in ratio else ""
         lines.append(
-            f"| {name} | {spread(own / 1e6)} | {spread(own / row_bytes)} | {ratio} | {spread(share[name], 2)} |"
+            f"| {name} | {spread(own / 1e6)} | {spread(own / row_bytes)} | {of_sequential} | {spread(share[name], 2)} |"
         )
     return "\n".join(lines)
 
