@@ -123,7 +123,8 @@ def usage(seconds: float) -> dict[str, float]:
 def test_the_tables():
     sizes = {rows: {stage: usage(10 + 1e-4 * rows) for stage in scale_report.STAGES} for rows in (BASE_ROWS, *ROWS)}
     target = scale_report.Target(22_000_000, 15)
-    lines = scale_report.seconds_table(scale_report.curves(sizes, BASE_ROWS), target).splitlines()
+    stages = scale_report.curves(sizes, BASE_ROWS)
+    lines = scale_report.seconds_table(stages, [stages], target).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[3] == "| `mean-jax-prepare` | 12.0 | 35.0 | 60.0 | 110.0 | 210.0 | 0.86 | 1.00 | 36.8 min | 36.8 min |"
     assert lines[4].endswith("| 9.2 h | 9.2 h |")
@@ -131,6 +132,23 @@ def test_the_tables():
     assert len({line.count("|") for line in lines}) == 1
     assert "at 250,000 rows" in lines[0]
     assert lines[3] == ("| `mean-jax-prepare` | 9,524 | 2.0 | 2.00 / 2.00 | 2.00 / 2.00 | 1.00 | 2.00 | 2.00 (2.00) |")
+
+
+def test_medians_of_rounds_and_the_slopes_of_each():
+    rounds = [
+        {rows: {stage: usage(factor * rows) for stage in scale_report.STAGES} for rows in (BASE_ROWS, *ROWS)}
+        for factor in (1.0, 5.0, 2.0)
+    ]
+    for stage in scale_report.STAGES:
+        rounds[1][ROWS[-1]][stage]["seconds"] *= 2  # the slope of a round, but not that of the medians
+    assert scale_report.medians(rounds) == rounds[2]
+    stages = scale_report.curves(scale_report.medians(rounds), BASE_ROWS)
+    of_rounds = [scale_report.curves(sizes, BASE_ROWS) for sizes in rounds]
+    line = scale_report.seconds_table(stages, of_rounds, scale_report.Target(22_000_000, 15)).splitlines()[2]
+    rows = np.array(ROWS) - BASE_ROWS
+    seconds = np.array([1.0, 1.0, 1.0, 2.0]) * ROWS - BASE_ROWS
+    expected = np.polyfit(np.log(rows), np.log(seconds), 1)[0]
+    assert f"| 1.00 | 1.00 (1.00-{expected:.2f}) |" in line
 
 
 def test_the_paper_table():
@@ -188,7 +206,7 @@ def test_the_stages_hand_on_what_they_write(horizons, tmp_path):
 def test_results_of_other_settings_are_refused(tmp_path):
     path = tmp_path / "scale.json"
     results = scale._open_results(path, {"features": 100})
-    results["sizes"]["5"] = {"generate": {"seconds": 1.0}}
+    results["rounds"].append({"5": {"generate": {"seconds": 1.0}}})
     scale.write_json(path, scale.KIND, scale.VERSION, results)
     assert scale._open_results(path, {"features": 100}) == results
     with pytest.raises(UserError, match=r"--output: .* was measured with features 100, now it is 720; choose another"):
@@ -214,13 +232,15 @@ def test_finished_stages_are_skipped(horizons, tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "measure", measure)
     results = scale._open_results(tmp_path / "scale.json", {})
     with pytest.raises(UserError, match="no luck"):
-        scale._measure_size(results, tmp_path, 9)
+        scale._measure_size(results, 0, tmp_path, 9)
     (tmp_path / "9-rows" / "run").mkdir()  # what the interrupted stage left
     results = scale._open_results(tmp_path / "scale.json", {})
     for _ in range(2):
-        scale._measure_size(results, tmp_path, 9)
+        scale._measure_size(results, 0, tmp_path, 9)
         assert ran == ["generate", "prepare", "train", "train", "evaluate", "score"]
-    assert results["sizes"]["9"]["prepare"]["row_bytes"] == 10
+    scale._measure_size(results, 1, tmp_path, 9)  # of the next round
+    assert ran[6:] == ["generate", "prepare", "train", "evaluate", "score"]
+    assert [measured["9"]["prepare"]["row_bytes"] for measured in results["rounds"]] == [10, 10]
     assert not (tmp_path / "9-rows").exists()
 
 

@@ -1,12 +1,13 @@
 """How seconds, bytes and memory of every command grow with the rows, and what that says of 22 million customers.
 
-Command:  python launch/benchmarks/scale.py --output=FOLDER [--rows=250000,500000,1000000,2000000]
+Command:  python launch/benchmarks/scale.py --output=FOLDER [--rows=250000,500000,1000000,2000000] [--rounds=3]
 
 For each size the real commands run one after the other as processes: generator, prepare, one epoch of training,
 evaluate on the test split, score on all customers. All horizons are trained together unless --horizons names fewer. A
 run of --base_rows comes last; its seconds are taken for the fixed cost. Inputs have just been written, so what is read
 comes from the page cache as far as memory goes. FOLDER gets scale.md, scale.json and the logs; what the commands write
-is deleted once a size is done. A second call with the same settings goes on after the last finished stage. Linux only.
+is deleted once a size is done. Medians of the rounds are printed, and the slopes of single rounds beside theirs. A
+second call with the same settings goes on after the last finished stage, or with further rounds. Linux only.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from typing import Any
 from absl import flags
 from process_meter import measure
 from scale_paper import Machine, Work, epoch_bounds
-from scale_report import STAGES, Target, assumptions, curves, paper_table, seconds_table, usage_table
+from scale_report import STAGES, Sizes, Target, assumptions, curves, medians, paper_table, seconds_table, usage_table
 
 from mean_jax.cli import common
 from mean_jax.config import load_config
@@ -30,7 +31,7 @@ from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_file, read_json, write_json
 from mean_jax.log import LOGGER
 
-KIND, VERSION = "mean-jax scale benchmark", 1
+KIND, VERSION = "mean-jax scale benchmark", 2
 _SHEET = "NVIDIA H100 Tensor Core GPU data sheet, SXM"
 _FLAGS = flags.FlagValues()  # of this command alone
 
@@ -43,6 +44,7 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the results and, meanwhile, the data.", required=True, flag_values=_FLAGS
 )
 _ROWS = flags.DEFINE_list("rows", ["250000", "500000", "1000000", "2000000"], "Customers per size.", flag_values=_FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "Rounds over all sizes.", lower_bound=1, flag_values=_FLAGS)
 _BASE_ROWS = flags.DEFINE_integer(
     "base_rows",
     100_000,  # the size of the sample that prepare fits on
@@ -115,7 +117,7 @@ def _open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
       UserError: they were measured with other settings or on another machine.
     """
     if not path.exists():
-        return {"settings": settings, "sizes": {}}
+        return {"settings": settings, "rounds": []}
     results = read_json(path, KIND, VERSION)
     differing = [name for name, value in settings.items() if results["settings"].get(name) != value]
     if differing:
@@ -124,12 +126,14 @@ def _open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             f"--output: {path} was measured with {name} {results['settings'].get(name)!r}, now it is "
             f"{settings[name]!r}; choose another folder"
         )
-    return {"settings": settings, "sizes": results["sizes"]}
+    return {"settings": settings, "rounds": results["rounds"]}
 
 
-def _measure_size(results: dict[str, Any], output: Path, rows: int) -> None:
-    """Runs the stages of one size that have no result yet, and saves each result at once."""
-    done = results["sizes"].setdefault(str(rows), {})
+def _measure_size(results: dict[str, Any], number: int, output: Path, rows: int) -> None:
+    """Runs the stages of one size that have no result yet in a round, and saves each result at once."""
+    while len(results["rounds"]) <= number:
+        results["rounds"].append({})
+    done = results["rounds"][number].setdefault(str(rows), {})
     folder = output / f"{rows}-rows"
     folder.mkdir(exist_ok=True)
     is_whole = all(stage in done for stage in STAGES)
@@ -137,7 +141,7 @@ def _measure_size(results: dict[str, Any], output: Path, rows: int) -> None:
         if stage in done and (is_whole or written.exists()):
             continue
         shutil.rmtree(written, ignore_errors=True)  # what an interrupted call left
-        LOGGER.info("%d rows: %s", rows, stage)
+        LOGGER.info("round %d, %d rows: %s", number + 1, rows, stage)
         usage = measure(command, output / f"{rows}-{stage}.log")
         done[stage] = dataclasses.asdict(usage) | {"output_bytes": _bytes_in(written)}
         if stage == "prepare":
@@ -179,14 +183,19 @@ def _paper(row_bytes: float) -> tuple[Work, list[Machine]]:
 
 def _report(results: dict[str, Any], output: Path, all_rows: Sequence[int]) -> str:
     """Adds what follows from the measurements to the results, saves them and returns the page."""
-    sizes = {rows: results["sizes"][str(rows)] for rows in all_rows}
+    rounds: list[Sizes] = [
+        {rows: measured[str(rows)] for rows in all_rows} for measured in results["rounds"][: _ROUNDS.value]
+    ]
+    sizes = medians(rounds)
     target = Target(_TARGET_ROWS.value, _TARGET_EPOCHS.value)
     stages = curves(sizes, _BASE_ROWS.value)
+    of_rounds = [curves(measured, _BASE_ROWS.value) for measured in rounds]
     work, machines = _paper(sizes[max(sizes)]["prepare"]["row_bytes"])
     results["stages"] = {
         name: {
             "raw_slope": curve.raw_slope,
             "net_slope": curve.net_slope,
+            "net_slope_of_rounds": [single[name].net_slope for single in of_rounds],
             "projected_seconds": dict(zip(("by_net_slope", "linear"), target.projections(name, curve), strict=True)),
         }
         for name, curve in stages.items()
@@ -202,8 +211,9 @@ def _report(results: dict[str, Any], output: Path, all_rows: Sequence[int]) -> s
         (
             f"Command: python launch/benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}\n"
             f"Machine: {settings['machine']}\n"
-            f"{settings['features']} features, horizons {', '.join(settings['horizons'])}; each figure measured once",
-            seconds_table(stages, target),
+            f"{settings['features']} features, horizons {', '.join(settings['horizons'])}; "
+            f"medians of {len(rounds)} rounds",
+            seconds_table(stages, of_rounds, target),
             usage_table(sizes),
             f"Training on {target.num_rows:,} customers, on paper:",
             paper_table(work, machines, target.epochs),
@@ -234,8 +244,9 @@ def _main() -> None:
         "train_flags": _TRAIN_FLAGS.value,
     }
     results = _open_results(output / "scale.json", settings)
-    for rows in reversed(all_rows):  # the small run last: the first process reads all libraries from the disk
-        _measure_size(results, output, rows)
+    for number in range(_ROUNDS.value):
+        for rows in reversed(all_rows):  # the small run last: the first process reads all libraries from the disk
+            _measure_size(results, number, output, rows)
     page = _report(results, output, all_rows)
     with atomic_file(output / "scale.md") as temporary:
         temporary.write_text(page)

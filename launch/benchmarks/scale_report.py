@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
 
+import numpy as np
 from scale_paper import Curve, Machine, Work, duration, epoch_bounds, longest, table
 
 STAGES = ("generate", "prepare", "train", "evaluate", "score")
@@ -15,6 +15,8 @@ _WHAT = {
     "score": "`mean-jax-score`, all rows",
 }
 _GB = 1e9
+
+Sizes = Mapping[int, Mapping[str, Mapping[str, float]]]  # rows -> stage -> its usage by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,22 @@ class Target:
         return by_slope, curve.project(self.num_rows, 1.0, repeats)
 
 
-def curves(sizes: Mapping[int, Mapping[str, Any]], base_rows: int) -> dict[str, Curve]:
+def medians(rounds: Sequence[Sizes]) -> Sizes:
+    """Returns the median over rounds of every figure."""
+    return {
+        rows: {
+            stage: {name: float(np.median([sizes[rows][stage][name] for sizes in rounds])) for name in usage}
+            for stage, usage in stages.items()
+        }
+        for rows, stages in rounds[0].items()
+    }
+
+
+def curves(sizes: Sizes, base_rows: int) -> dict[str, Curve]:
     """Returns the curve of each stage.
 
     Args:
-      sizes: rows -> stage -> its usage, the small run among them.
+      sizes: the small run among them.
       base_rows: rows of the small run.
     """
     rows = tuple(sorted(rows for rows in sizes if rows != base_rows))
@@ -54,8 +67,20 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def seconds_table(stages: Mapping[str, Curve], target: Target) -> str:
-    """Returns seconds by rows, both slopes, and the time of the target on this machine."""
+def _with_rounds(value: float | None, of_rounds: Sequence[float | None]) -> str:
+    """Returns a number with the smallest and the largest of single rounds, if there are several."""
+    known = [single for single in of_rounds if single is not None]
+    return _number(value) + (f" ({min(known):.2f}-{max(known):.2f})" if len(of_rounds) > 1 and known else "")
+
+
+def seconds_table(stages: Mapping[str, Curve], of_rounds: Sequence[Mapping[str, Curve]], target: Target) -> str:
+    """Returns seconds by rows, both slopes, and the time of the target on this machine.
+
+    Args:
+      stages: curves of the medians.
+      of_rounds: those of single rounds.
+      target: what is extrapolated to.
+    """
     first = stages[STAGES[0]]
     head = ["seconds", *(f"{rows:,} rows" for rows in (first.base_rows, *first.rows)), "slope"]
     head += [
@@ -67,11 +92,12 @@ def seconds_table(stages: Mapping[str, Curve], target: Target) -> str:
     for stage, curve in stages.items():
         seconds = [f"{value:,.1f}" for value in (curve.base_seconds, *curve.seconds)]
         projected = [duration(value) for value in target.projections(stage, curve)]
-        lines.append([_WHAT[stage], *seconds, _number(curve.raw_slope), _number(curve.net_slope), *projected])
+        net_slope = _with_rounds(curve.net_slope, [single[stage].net_slope for single in of_rounds])
+        lines.append([_WHAT[stage], *seconds, _number(curve.raw_slope), net_slope, *projected])
     return table(head, lines)
 
 
-def usage_table(sizes: Mapping[int, Mapping[str, Any]]) -> str:
+def usage_table(sizes: Sizes) -> str:
     """Returns rows/s, bytes and memory at the largest size, and the memory at the second smallest beside it."""
     small, large = sorted(sizes)[min(1, len(sizes) - 1)], max(sizes)
     head = [f"{large:,} rows", "rows/s", "processors busy", "GB read / of it from disk", "GB written / to disk"]
