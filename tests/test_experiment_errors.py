@@ -1,11 +1,14 @@
 """What mean-jax-experiment refuses, and that it loses nothing by it."""
 
+import dataclasses
 import shutil
 
 import pytest
 
 from mean_jax.cli import experiment
-from mean_jax.experiments import runner
+from mean_jax.errors import UserError
+from mean_jax.experiments import data, runner
+from mean_jax.experiments.spec import DataSpec
 from mean_jax.fileio import read_json, write_json
 from tests.conftest import SMALL_EXPERIMENT
 
@@ -55,15 +58,34 @@ def test_a_folder_of_something_else_is_refused(finished_experiment, tmp_path, ca
     assert (finished_experiment / "experiment.json").read_text() == before
 
 
+def test_what_an_interrupted_call_made_is_not_taken_for_other_data(tmp_path):
+    """Only the data are there then, not yet the experiment's own file."""
+    spec = DataSpec("synthetic", rows=300, num_features=30)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        data.open_data(dataclasses.replace(spec, name="kdd98", source=str(tmp_path / "nowhere")), tmp_path / "data")
+    opened = data.open_data(spec, tmp_path / "data")  # of what failed nothing is there
+    made = opened.fingerprint()
+    other = dataclasses.replace(spec, rows=301)
+    with pytest.raises(UserError, match=r"--output: .*data holds other data .*rows=300.*; choose another --output"):
+        data.open_data(other, tmp_path / "data")
+    assert data.open_data(spec, tmp_path / "data").fingerprint() == made
+    (tmp_path / "data" / data.SPEC_NAME).unlink()
+    with pytest.raises(UserError, match=r"data\.json: missing"):
+        data.open_data(spec, tmp_path / "data")
+
+
 def test_an_experiment_begun_before_a_field_existed_goes_on(finished_experiment, tmp_path, call):
     folder = tmp_path / "earlier"
     shutil.copytree(finished_experiment, folder)
     saved = read_json(folder / "experiment.json", runner.KIND, runner.VERSION)
-    del saved["spec"]["train"]["on_nonfinite"], saved["spec"]["data"]["source"]
+    del saved["spec"]["train"]["on_nonfinite"]
     write_json(folder / "experiment.json", runner.KIND, runner.VERSION, saved)
+    made = read_json(folder / "data/data.json", data.KIND, data.VERSION)
+    del made["data"]["source"]
+    write_json(folder / "data/data.json", data.KIND, data.VERSION, made)
     code, lines = call(experiment.main, "--config=table1", f"--output={folder}", "--smoke", *SMALL_EXPERIMENT)
     assert code == 0 and "finished in" not in lines
-    assert "source" in read_json(folder / "experiment.json", runner.KIND, runner.VERSION)["spec"]["data"]
+    assert "on_nonfinite" in read_json(folder / "experiment.json", runner.KIND, runner.VERSION)["spec"]["train"]
 
 
 def test_a_mistake_does_not_lock_the_folder(tmp_path, call, store_path):

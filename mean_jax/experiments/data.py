@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mean_jax.config import parse_section
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.public import DATASETS, Recipe, write_dataset
 from mean_jax.data.store import Store
@@ -18,8 +19,10 @@ from mean_jax.errors import UserError
 from mean_jax.experiments.spec import SYNTHETIC, DataSpec
 from mean_jax.features.build import build_customer_table
 from mean_jax.features.spec import FeatureSpec
-from mean_jax.fileio import file_sha256
+from mean_jax.fileio import file_sha256, read_json, write_json
 
+KIND, VERSION = "mean-jax experiment data", 1
+SPEC_NAME = "data.json"
 _BLOCK_ROWS = 1 << 16  # read at a time where only the labels are kept
 
 
@@ -68,6 +71,22 @@ class ExperimentData:
         return {name: taken.column(name) for name in names}
 
 
+def _claim(spec: DataSpec, folder: Path) -> None:
+    """Has a folder belong to these data.
+
+    Raises:
+      UserError: it holds what an earlier call made of others.
+    """
+    path = folder / SPEC_NAME
+    if folder.is_dir() and {entry.name for entry in folder.iterdir()} - {SPEC_NAME}:
+        held = parse_section(DataSpec, read_json(path, KIND, VERSION)["data"], "data")  # later fields by default
+        if held != spec:
+            raise UserError(f"--output: {folder} holds other data ({held}); choose another --output")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, KIND, VERSION, {"data": dataclasses.asdict(spec)})
+
+
 def open_data(spec: DataSpec, folder: Path, store: str | None = None) -> ExperimentData:
     """Opens the data of an experiment, making in `folder` what is not there yet.
 
@@ -77,10 +96,14 @@ def open_data(spec: DataSpec, folder: Path, store: str | None = None) -> Experim
       store: a training store of the user's, in place of all that.
 
     Raises:
-      UserError: unknown data, a source that is missing or of another layout, or a store that cannot be read.
+      UserError: unknown data, a source that is missing or of another layout, a store that cannot be read, or a folder
+        of other data.
     """
     if store is not None:
         return ExperimentData(store, Store(Path(store)))
+    if spec.name not in (SYNTHETIC, *DATASETS):
+        raise UserError(f"--config.data.name={spec.name}: choose {SYNTHETIC} or one of {', '.join(sorted(DATASETS))}")
+    _claim(spec, folder)
     if spec.name == SYNTHETIC:
         made = folder / "synthetic"
         if not made.exists():
@@ -89,8 +112,6 @@ def open_data(spec: DataSpec, folder: Path, store: str | None = None) -> Experim
         options = PrepareOptions(label_columns=spec.labels, excluded=others, split_seed=spec.split_seed)
         opened = _store(made / "customers", folder / "store", options)
         return ExperimentData(spec.name, opened, customers=made / "customers", oracle=made / "oracle")
-    if spec.name not in DATASETS:
-        raise UserError(f"--config.data.name={spec.name}: choose {SYNTHETIC} or one of {', '.join(sorted(DATASETS))}")
     recipe = DATASETS[spec.name].recipe
     raw = folder / f"{spec.name}.parquet"
     if not raw.exists():

@@ -1,7 +1,7 @@
 """Runs an experiment cell by cell into a folder, and lays the results out once all cells are there.
 
 experiment.json   the specification; a folder belongs to one experiment
-data/             logs, tables and the store, made once
+data/             logs, tables and the store, made once; data.json says of what
 runs/NAME/        run folder of each network, ready for mean-jax-score
 cells/NAME.json   rows of each finished system
 results.parquet   all rows
@@ -90,7 +90,7 @@ def _check_output(spec: ExperimentSpec, output: Path) -> None:
     path = output / SPEC_NAME
     if path.is_file():
         saved = parse_section(ExperimentSpec, read_json(path, KIND, VERSION)["spec"], "")  # later fields by default
-        for field in ("title", "layout", "data"):
+        for field in ("title", "layout"):
             held = getattr(saved, field)
             if held != getattr(spec, field):
                 raise UserError(f"--output: {output} holds another {field} ({held}); choose another --output")
