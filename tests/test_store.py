@@ -163,6 +163,8 @@ def test_a_shard_that_is_cut_while_it_is_read_is_named(numbered, tmp_path):
     for first in (0, num_rows - 1):
         with pytest.raises(UserError, match=rf"0\.bin: ends at byte {12 * num_rows - 6}, it was cut while it was read"):
             numbered.read(first, np.empty((num_rows - first, 3), np.float32))
+        with pytest.raises(UserError, match=r"0\.bin: ends at byte"):
+            numbered.gather(np.array([first, 0]))
 
 
 def test_a_disk_that_fails_is_told_by_the_name_of_the_shard(numbered, monkeypatch):

@@ -200,17 +200,23 @@ class SplitRows:
                 words[:] = self._maps[index][begin:end]
 
     def _read_file(self, index: int, position: int, target: memoryview) -> None:
-        file, path = self._files[index], self._folder / self._shards[index].file
         while len(target):
             try:
-                count = os.preadv(file, [target], position)
+                count = os.preadv(self._files[index], [target], position)
             except OSError as error:
-                error.filename = str(path)
+                error.filename = str(self._folder / self._shards[index].file)
                 raise
             if not count:
-                size = os.fstat(file).st_size
-                raise UserError(f"{path}: ends at byte {size}, it was cut while it was read; make the store again")
+                self._require_whole()
             position, target = position + count, target[count:]
+
+    def _require_whole(self) -> None:
+        """Raises UserError if a shard has lost rows: to touch them in the map would end the process."""
+        for file, shard in zip(self._files, self._shards, strict=True):
+            size = os.fstat(file).st_size
+            if size < 4 * self._words * shard.rows:
+                path = self._folder / shard.file
+                raise UserError(f"{path}: ends at byte {size}, it was cut while it was read; make the store again")
 
     def gather(self, rows_B: np.ndarray, words_BxW: np.ndarray | None = None) -> np.ndarray:
         """Returns words_BxW float32 of the rows at the given indices, as stored: `layout.unpack` names their parts.
@@ -220,6 +226,9 @@ class SplitRows:
         Args:
           rows_B: the indices.
           words_BxW: memory to fill and return; if none, it is new.
+
+        Raises:
+          UserError: a shard has lost rows since the store was opened.
         """
         if words_BxW is None:
             words_BxW = aligned_empty(len(rows_B), self._words)
@@ -228,6 +237,7 @@ class SplitRows:
             self.will_need(first, first + 2 * count)
             self.read(first, words_BxW)
             return words_BxW
+        self._require_whole()
         num_parts = min(_NUM_READERS, len(rows_B) // _MIN_ROWS_PER_READER)
         if num_parts < 2:
             self._copy(rows_B, words_BxW)
