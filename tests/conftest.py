@@ -124,7 +124,7 @@ def run_path(store_path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_experiment(tmp_path_factory) -> Path:
-    """A finished comparison in smoke mode, to be left as it is found."""
+    """A finished comparison in smoke mode; a test that takes something away has it made again."""
     folder = tmp_path_factory.mktemp("experiments") / "small"
     arguments = ["mean-jax-experiment", "--config=table1", f"--output={folder}", "--smoke", *SMALL_EXPERIMENT]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:

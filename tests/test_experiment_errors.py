@@ -60,17 +60,19 @@ def test_a_folder_of_something_else_is_refused(finished_experiment, tmp_path, ca
 
 def test_what_an_interrupted_call_made_is_not_taken_for_other_data(tmp_path):
     """Only the data are there then, not yet the experiment's own file."""
-    spec = DataSpec("synthetic", rows=300, num_features=30)
+    spec = DataSpec("synthetic", rows=300, num_features=30, labels=("cltv_30", "cltv_365"))
     with pytest.raises(UserError, match="nowhere does not exist"):
         data.open_data(dataclasses.replace(spec, name="kdd98", source=str(tmp_path / "nowhere")), tmp_path / "data")
     opened = data.open_data(spec, tmp_path / "data")  # of what failed nothing is there
+    assert opened.store.schema.labels == spec.labels
+    assert not [name for name in opened.store.schema.numeric if name.startswith("cltv_")]
     made = opened.fingerprint()
     other = dataclasses.replace(spec, rows=301)
     with pytest.raises(UserError, match=r"--output: .*data holds other data .*rows=300.*; choose another --output"):
         data.open_data(other, tmp_path / "data")
     assert data.open_data(spec, tmp_path / "data").fingerprint() == made
     (tmp_path / "data" / data.SPEC_NAME).unlink()
-    with pytest.raises(UserError, match=r"data\.json: missing"):
+    with pytest.raises(UserError, match=r"data has no data\.json that says of what it was made; choose another"):
         data.open_data(spec, tmp_path / "data")
 
 

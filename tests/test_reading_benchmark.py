@@ -65,29 +65,6 @@ def test_bytes_from_disk():
     assert 0.0 <= seconds < 1.0 and num_bytes >= 0
 
 
-def test_memory_limit_of_version_2(tmp_path):
-    inner = tmp_path / "user.slice" / "run.scope"
-    inner.mkdir(parents=True)
-    assert reading_disk.memory_limit("0::/user.slice/run.scope\n", tmp_path) is None
-    (inner / "memory.max").write_text("max\n")
-    assert reading_disk.memory_limit("0::/user.slice/run.scope\n", tmp_path) is None
-    (inner.parent / "memory.max").write_text("2000\n")
-    assert reading_disk.memory_limit("0::/user.slice/run.scope\n", tmp_path) == 2000
-    (inner / "memory.max").write_text("1000\n")
-    assert reading_disk.memory_limit("0::/user.slice/run.scope\n", tmp_path) == 1000
-
-
-def test_memory_limit_of_version_1(tmp_path):
-    group = tmp_path / "memory" / "job"
-    group.mkdir(parents=True)
-    (group / "memory.limit_in_bytes").write_text("3000\n")
-    (group.parent / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    text = "9:cpu:/other\n4:memory:/job\n0::/\n"
-    assert reading_disk.memory_limit(text, tmp_path) == 3000
-    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert reading_disk.memory_limit(text, tmp_path) is None
-
-
 def test_too_few_rows():
     with pytest.raises(UserError, match=r"--rows=50000: expected 65536 or more for 4 dispatches of 16384 rows"):
         reading.plan_of(made_up.make_program(5, 2), 50_000, 4)
@@ -98,14 +75,30 @@ def test_spread():
     assert reading.spread([3.0, 1000.5, 2.0], 1) == "3.0 (2.0-1,000.5)"
 
 
-def test_table_of_cold_pages(stores):
+def test_table_of_cold_pages(stores, monkeypatch):
+    """In two rounds every dispatch takes a second, and reading all sequentially a second more each time."""
+    store, plan = stores[0], EpochPlan(32, 6, 4)
+    sequential = []
+
+    def seconds_of(work):
+        before = len(sequential)
+        work()
+        return (float(len(sequential)) if len(sequential) > before else 1.0), store.num_bytes
+
+    original = reading.read_sequentially
+    monkeypatch.setattr(reading, "read_sequentially", lambda *args: sequential.append(1) or original(*args))
+    monkeypatch.setattr(reading, "timed", seconds_of)
     if not reading._FLAGS.is_parsed():
         reading._FLAGS(["reading", "--dispatches=2", "--rounds=2"])
-    table = reading._cold(stores[0], EpochPlan(32, 6, 4)).splitlines()
+    table = reading._cold(store, plan).splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == [
         "| sequential reads of 4 MB",
         "| pipeline, shuffle=rows",
         "| pipeline, shuffle=blocks",
     ]
     assert all(line.count(" | ") == 4 for line in table if not line.startswith("| ---"))
-    assert " 1.00 (1.00-1.00) " in table[2]
+    assert len(sequential) == 5
+    part = plan.num_steps * plan.batch_size * 4 * store.layout.num_words / store.num_bytes  # of a dispatch
+    # Between the sequential readings of 1, 2, 3, 4 and 5 seconds; single rows in two dispatches, blocks in all six.
+    assert f" {reading.spread([2 * part * 1.5, 2 * part * 3.5], 2)} " in table[3]
+    assert f" {reading.spread([6 * part * 2.5, 6 * part * 4.5], 2)} " in table[4]

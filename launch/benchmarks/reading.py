@@ -5,14 +5,14 @@ Command:  python launch/benchmarks/reading.py [--rows=1000000] [--features=720] 
 Stores as mean-jax-prepare writes them, in float32 and float16, in shards of 256 MB. Warm: dispatches of the pipeline
 alone beside train steps on rows in memory. Cold: the pages of all shards are dropped (posix_fadvise) before each
 measurement, the sequential rate is that of reads of 4 MB through the same shards, and the kernel's count of bytes from
-the disk shows how much the page cache had after all. Beyond memory: an epoch visits each row once, so training from
-dropped pages reads the disk as it would from a store of any size; every figure there is of such steps, beside the same
-steps on rows in memory. To have the system take pages away as well, leave it less memory than the store has: with
---free_gb=2, which locks the rest while whole epochs are trained, or in a control group, e.g. `systemd-run --scope -p
-MemoryMax=2G`; its limit is printed. (ulimit does not count the pages of files.) Memory: the largest anonymous resident
-set of training runs on two sizes, processes of their own. In each round every contender runs once; medians with
-smallest and largest. Disk: 4.4 kB per row of 720 features, 4.4 GB by default; a container or a virtual machine may have
-its host cache what is cold here.
+the disk shows how much the page cache had after all. Training from cold pages: an epoch visits each row once, so every
+figure there is of steps on rows from the disk, beside the same steps on rows in memory. To have the system take pages
+away as well, and the reader keep it from reading ahead, leave it less memory than the store has: with --free_gb=2,
+which locks the rest while whole epochs are trained, or in a control group, e.g. `systemd-run --scope -p MemoryMax=2G`;
+its limit is printed. (ulimit does not count the pages of files.) Memory: the largest anonymous resident set of training
+runs on two sizes, processes of their own. In each round every contender runs once, on cold pages with a sequential
+reading before and after; medians with smallest and largest. Disk: 4.4 kB per row of 720 features, 4.4 GB by default; a
+container or a virtual machine may have its host cache what is cold here.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,10 +30,11 @@ import jax.numpy as jnp
 from made_up import make_program
 import numpy as np
 from process_meter import measure
-from reading_disk import drop_pages, memory_limit, open_rows, read_sequentially, scarce_memory, timed, write_store
+from reading_disk import drop_pages, open_rows, read_sequentially, scarce_memory, timed, write_store
 
 from mean_jax.cli import common
 from mean_jax.config import DataConfig
+from mean_jax.data.memory import memory_limit
 from mean_jax.data.pipeline import EpochPlan, plan_epoch, train_dispatches
 from mean_jax.data.store import Shard, SplitRows
 from mean_jax.errors import UserError
@@ -207,7 +208,7 @@ def _warm(steps: dict[str, Steps], stores: list[DiskStore], plan: EpochPlan) -> 
 def _cold(store: DiskStore, plan: EpochPlan) -> str:
     """Returns the table of the pipeline on cold pages beside sequential reads of the same shards.
 
-    Disks drift: every measurement stands between two of the sequential rate and is compared with their mean.
+    Disks drift: every measurement stands between two sequential ones and is compared with the mean of their seconds.
     """
     sequential = "sequential reads of 4 MB"
     names = (sequential, *(f"pipeline, shuffle={config.shuffle}" for config in _SHUFFLES))
@@ -234,7 +235,7 @@ def _cold(store: DiskStore, plan: EpochPlan) -> str:
             note(name, count * plan.num_steps * plan.batch_size * row_bytes, *result)
             del dispatches
             read()
-            ratio[name].append(rate[name][-1] / np.mean(rate[sequential][-2:]))
+            ratio[name].append(float(rate[name][-1] * np.mean(1.0 / np.array(rate[sequential][-2:]))))
     lines = ["| cold pages | MB/s | rows/s | of sequential | bytes from the disk per byte |", "|" + " --- |" * 5]
     for name in names:
         own, of_sequential = np.array(rate[name]), spread(ratio[name], 2) if name in ratio else ""

@@ -13,7 +13,8 @@ import weakref
 
 import numpy as np
 
-from mean_jax.data.store import Shard, SplitRows, available_bytes
+from mean_jax.data.memory import available_bytes
+from mean_jax.data.store import Shard, SplitRows
 from mean_jax.errors import UserError
 from mean_jax.types import RowLayout
 
@@ -131,26 +132,3 @@ def scarce_memory(free_bytes: int) -> contextlib.AbstractContextManager[None]:
     if available <= free_bytes:
         raise UserError(f"--free_gb: only {available / 1e9:.1f} GB are free on this machine; use less")
     return locked_memory(available - free_bytes)
-
-
-def memory_limit(cgroup_text: str, root: Path) -> int | None:
-    """Returns the bytes that the control groups of a process allow it, page cache included; None if they set no limit.
-
-    Args:
-      cgroup_text: /proc/self/cgroup.
-      root: where the groups are mounted, in version 2 or in version 1 with one folder per controller.
-    """
-    limits = []
-    for line in cgroup_text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        top = root / controllers
-        name = "memory.limit_in_bytes" if controllers else "memory.max"
-        folder = top / path.lstrip("/")
-        for group in (folder, *folder.parents):  # a limit of a group holds for all groups in it
-            file = group / name
-            if group.is_relative_to(top) and file.is_file() and (text := file.read_text().strip()) != "max":
-                limits.append(int(text))
-    # Version 1 says "no limit" by a number near the largest.
-    return min((limit for limit in limits if limit < 1 << 60), default=None)

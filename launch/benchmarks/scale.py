@@ -212,7 +212,7 @@ def _report(results: dict[str, Any], output: Path, all_rows: Sequence[int]) -> s
             f"Command: python launch/benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}\n"
             f"Machine: {settings['machine']}\n"
             f"{settings['features']} features, horizons {', '.join(settings['horizons'])}; "
-            f"medians of {len(rounds)} rounds",
+            f"rounds: {len(rounds)}, medians",
             seconds_table(stages, of_rounds, target),
             usage_table(sizes),
             f"Training on {target.num_rows:,} customers, on paper:",

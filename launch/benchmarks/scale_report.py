@@ -68,9 +68,12 @@ def _number(value: float | None) -> str:
 
 
 def _with_rounds(value: float | None, of_rounds: Sequence[float | None]) -> str:
-    """Returns a number with the smallest and the largest of single rounds, if there are several."""
+    """Returns a number with the smallest and the largest of single rounds, if there are several and all are known."""
     known = [single for single in of_rounds if single is not None]
-    return _number(value) + (f" ({min(known):.2f}-{max(known):.2f})" if len(of_rounds) > 1 and known else "")
+    if len(of_rounds) == 1:
+        return _number(value)
+    spread = f"{min(known):.2f}-{max(known):.2f}" if len(known) == len(of_rounds) else "-"
+    return f"{_number(value)} ({spread})"
 
 
 def seconds_table(stages: Mapping[str, Curve], of_rounds: Sequence[Mapping[str, Curve]], target: Target) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import shlex
 
 from absl import flags
 
@@ -59,15 +60,20 @@ def _compile_fast() -> None:
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
-    # Known to all versions of jaxlib that pyproject.toml allows; an unknown one would end the process.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    if not given or given.startswith("-"):  # else it names a file of flags
+        # Known to all versions of jaxlib that pyproject.toml allows; an unknown one would end the process.
+        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false".strip()
 
 
 def _config_help() -> str:
     """Returns the fields of the data and the budget with the values of table1."""
     spec = load_config("table1", subfolder=_SUBFOLDER)
+    quoted = lambda value: shlex.quote(str(value).replace("'", '"'))  # noqa: E731
     fields = (
-        f"  --config.{section}.{name}={value}" for section in ("data", "train") for name, value in spec[section].items()
+        f"  --config.{section}.{name}={quoted(value)}"
+        for section in ("data", "train")
+        for name, value in spec[section].items()
     )
     return "\n".join(["Fields that all experiments have, with their values in table1:", *fields])
 

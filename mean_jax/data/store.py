@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mean_jax.data.buffers import aligned_empty
+from mean_jax.data.memory import available_bytes
 from mean_jax.data.schema import Schema
 from mean_jax.data.transform import Transform
 from mean_jax.errors import UserError
@@ -133,19 +134,6 @@ def _allow_open_files(num_files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
-def available_bytes(meminfo: str | None = None) -> int | None:
-    """Returns the memory that can be had, pages of files that nobody needs included; None where only Linux would tell.
-
-    Args:
-      meminfo: the text of /proc/meminfo, read if None.
-    """
-    if meminfo is None:
-        path = Path("/proc/meminfo")
-        meminfo = path.read_text() if path.is_file() else ""
-    lines = [line for line in meminfo.splitlines() if line.startswith("MemAvailable:")]
-    return int(lines[0].split()[1]) * 1024 if lines else None
-
-
 def _is_run(rows_B: np.ndarray) -> bool:
     """Tells whether the indices are consecutive."""
     return (
@@ -163,7 +151,8 @@ class SplitRows:
         self._words = self.layout.num_words
         self._files: list[int] = []
         num_bytes = 4 * self._words * sum(shard.rows for shard in shards)
-        self._fits = (available_bytes() or num_bytes) >= num_bytes  # in memory, as far as the system tells
+        available = available_bytes()
+        self._fits = available is None or num_bytes <= available  # in memory, as far as the system tells
         self._maps = [self._map(folder / shard.file) for shard in shards]
         self._ends = np.cumsum([shard.rows for shard in shards])
         self._readers = ThreadPoolExecutor(_NUM_READERS)  # starts its threads at their first work

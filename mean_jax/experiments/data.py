@@ -79,6 +79,10 @@ def _claim(spec: DataSpec, folder: Path) -> None:
     """
     path = folder / SPEC_NAME
     if folder.is_dir() and {entry.name for entry in folder.iterdir()} - {SPEC_NAME}:
+        if not path.is_file():
+            raise UserError(
+                f"--output: {folder} has no {SPEC_NAME} that says of what it was made; choose another --output"
+            )
         held = parse_section(DataSpec, read_json(path, KIND, VERSION)["data"], "data")  # later fields by default
         if held != spec:
             raise UserError(f"--output: {folder} holds other data ({held}); choose another --output")

@@ -90,7 +90,7 @@ def _check_output(spec: ExperimentSpec, output: Path) -> None:
     path = output / SPEC_NAME
     if path.is_file():
         saved = parse_section(ExperimentSpec, read_json(path, KIND, VERSION)["spec"], "")  # later fields by default
-        for field in ("title", "layout"):
+        for field in ("title", "layout", "data"):
             held = getattr(saved, field)
             if held != getattr(spec, field):
                 raise UserError(f"--output: {output} holds another {field} ({held}); choose another --output")
