@@ -31,6 +31,7 @@ SWEEP = '(("MEAN", "mean", "sweep.field=tau", "sweep.values=(1.0,)"),)'
         (["--config=table1", "--config.data.num_features=5"], "--config.data.num_features=5: expected 24 or more"),
         (["--config=table1", '--config.data.labels=("cltv_7",)'], "labels=('cltv_7',): expected some of cltv_30"),
         (["--config=table1", "--data=/nowhere", "--smoke"], "--smoke: makes its own small table"),
+        (["--config=table4", "--config.data.name=hillstrom"], "--config.data.source: hillstrom is read from a copy"),
         (["--config=table1", "--data=/nowhere"], "--data: folder /nowhere does not exist"),
         (["--config=table1", '--config.networks=(("MEAN", "mean", "model.tau=0.0"),)'], "model.tau=0.0: expected"),
     ],
@@ -61,7 +62,7 @@ def test_a_folder_of_something_else_is_refused(finished_experiment, tmp_path, ca
 def test_what_an_interrupted_call_made_is_not_taken_for_other_data(tmp_path):
     """Only the data are there then, not yet the experiment's own file."""
     spec = DataSpec("synthetic", rows=300, num_features=30, labels=("cltv_30", "cltv_365"))
-    with pytest.raises(UserError, match="nowhere does not exist"):
+    with pytest.raises(UserError, match=r"^--config\.data\.source: .*nowhere does not exist"):
         data.open_data(dataclasses.replace(spec, name="kdd98", source=str(tmp_path / "nowhere")), tmp_path / "data")
     opened = data.open_data(spec, tmp_path / "data")  # of what failed nothing is there
     assert opened.store.schema.labels == spec.labels

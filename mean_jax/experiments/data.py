@@ -119,7 +119,10 @@ def open_data(spec: DataSpec, folder: Path, store: str | None = None) -> Experim
     recipe = DATASETS[spec.name].recipe
     raw = folder / f"{spec.name}.parquet"
     if not raw.exists():
-        write_dataset(spec.name, raw, spec.source or None)
+        try:
+            write_dataset(spec.name, raw, spec.source or None)
+        except UserError as error:  # the flag has another name here
+            raise UserError(re.sub("^--source", "--config.data.source", str(error))) from error
     customers = raw if recipe.features is None else folder / "customers.parquet"
     if not customers.exists():
         build_customer_table(str(raw), customers, FeatureSpec(**vars(recipe.features)))
