@@ -9,6 +9,7 @@ calibration.json  per horizon, fitted on the validation split
 run.json          written last: the run is finished; its identity and what it trained
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
@@ -31,7 +32,7 @@ from mean_jax.labels import LabelConstants, fit_label_constants
 from mean_jax.models import MODEL_CONFIGS, MODELS
 from mean_jax.sharding import local_mesh
 from mean_jax.training import checkpoints
-from mean_jax.training.state import ReplicaSpec, TrainState, Variables, init_state, plan_replicas
+from mean_jax.training.state import ReplicaSpec, TrainState, Variables, make_init, plan_replicas
 from mean_jax.training.step import PredictFn, StepRule, make_predict
 from mean_jax.types import RowLayout
 
@@ -82,9 +83,10 @@ class Program:
         """Adam, as the paper."""
         return optax.adam(self.config.train.learning_rate)
 
-    def init_state(self) -> TrainState:
-        """Returns the state before the first step."""
-        return init_state(self.model, self.optimizer, self.specs, self.label_constants, self.schema.layout)
+    @functools.cached_property
+    def init_state(self) -> Callable[[], TrainState]:
+        """The function that returns the state before the first step."""
+        return make_init(self.model, self.optimizer, self.specs, self.label_constants, self.schema.layout)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -188,13 +190,16 @@ def seal(folder: Path, step: int, variables: Variables, calibrations: tuple[Hori
     write_json(folder / RUN_NAME, RUN_KIND, RUN_VERSION, {"identity": _identity(folder, variables), "best": step})
 
 
-def load_run(folder: str | Path, flag: str = "--workdir", allow_sweep: bool = False) -> Run:
+def load_run(
+    folder: str | Path, flag: str = "--workdir", allow_sweep: bool = False, program: Program | None = None
+) -> Run:
     """Opens a finished run.
 
     Args:
       folder: the run folder.
       flag: where its name came from, for error lines.
       allow_sweep: also open runs whose replicas are not seeds of one model; a mean over these is no prediction.
+      program: the one that trained the run, if it is at hand: what was traced for it need not be traced again.
 
     Raises:
       UserError: not a run, not finished, another version, a sweep, or a file that is missing, cut or altered.
@@ -206,7 +211,7 @@ def load_run(folder: str | Path, flag: str = "--workdir", allow_sweep: bool = Fa
         raise UserError(f"{flag}: {folder} is not a run folder, it has no {CONFIG_NAME}")
     if not is_finished(folder):
         raise UserError(f"{flag}: the run in {folder} is not finished; run the same mean-jax-train command to go on")
-    program = load_setup(folder)
+    program = program or load_setup(folder)
     sweep = program.config.sweep
     if sweep.field and not allow_sweep:
         raise UserError(

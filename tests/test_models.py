@@ -14,7 +14,7 @@ from mean_jax.run import Program
 from mean_jax.scoring.score import score
 from mean_jax.training import step as step_lib
 from mean_jax.training.loop import train
-from mean_jax.training.state import init_state
+from mean_jax.training.state import make_init
 from tests.conftest import LABELS
 from tests.model_inputs import dispatch_of, one_device
 from tests.test_step import assert_trees_close
@@ -59,7 +59,7 @@ def test_replicas_are_solo_runs_and_other_rows_change_nothing(program, words_SxB
     together, terms = dispatch(program.init_state(), words_SxBxW)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((together.replicas.variables.params, terms)))
     last = len(program.specs) - 1
-    solo = init_state(program.model, program.optimizer, program.specs[last:], program.label_constants, layout)
+    solo = make_init(program.model, program.optimizer, program.specs[last:], program.label_constants, layout)()
     dirty = words_SxBxW.copy()
     unknown = np.isnan(layout.labels_of(dirty)[..., list(program.specs[last].horizons)]).all(axis=-1)
     dirty[..., : layout.num_numeric][unknown] = 7.0

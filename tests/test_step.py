@@ -10,7 +10,7 @@ from mean_jax.data.pipeline import EpochPlan, padded_batches, train_dispatches
 from mean_jax.models.encoder import InputEncoder
 from mean_jax.run import Program
 from mean_jax.training import step as step_lib
-from mean_jax.training.state import ReplicaSpec, init_state, plan_replicas
+from mean_jax.training.state import ReplicaSpec, make_init, plan_replicas
 from tests import mean_oracle
 from tests.conftest import tiny_config
 from tests.model_inputs import dispatch_of, one_device
@@ -74,7 +74,7 @@ def test_a_replica_equals_a_solo_run_with_its_seed_and_horizon(store, words_SxBx
     assert program.specs == (ReplicaSpec(0, (0,)), ReplicaSpec(0, (1,)), ReplicaSpec(1, (0,)), ReplicaSpec(1, (1,)))
     together, _ = dispatch_of(program)(program.init_state(), words_SxBxW)
     for r, spec in enumerate(program.specs):
-        state = init_state(program.model, program.optimizer, (spec,), program.label_constants, program.schema.layout)
+        state = make_init(program.model, program.optimizer, (spec,), program.label_constants, program.schema.layout)()
         solo, _ = dispatch_of(program)(state, words_SxBxW)
         replica = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], together.replicas)
         assert_trees_close(replica, solo.replicas, rtol=1e-4, atol=1e-6)

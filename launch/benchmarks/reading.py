@@ -41,7 +41,7 @@ from mean_jax.errors import UserError
 from mean_jax.run import Program
 from mean_jax.sharding import data_mesh, state_shardings
 from mean_jax.training.feed import Order, make_feed
-from mean_jax.training.state import TrainState, init_state
+from mean_jax.training.state import TrainState, make_init
 from mean_jax.training.step import make_dispatch
 from mean_jax.types import RowLayout
 
@@ -119,7 +119,7 @@ def plan_of(program: Program, num_rows: int, needed: int) -> EpochPlan:
 
 def _state(program: Program, num_replicas: int) -> TrainState:
     layout = program.schema.layout
-    return init_state(program.model, program.optimizer, program.specs[:num_replicas], program.label_constants, layout)
+    return make_init(program.model, program.optimizer, program.specs[:num_replicas], program.label_constants, layout)()
 
 
 def _mesh_of(program: Program) -> tuple[Any, Any]:

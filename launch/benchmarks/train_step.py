@@ -34,7 +34,7 @@ from mean_jax.data.store import Shard, SplitRows
 from mean_jax.errors import UserError
 from mean_jax.run import Program
 from mean_jax.sharding import data_mesh, state_shardings
-from mean_jax.training.state import TrainState, init_state
+from mean_jax.training.state import TrainState, make_init
 from mean_jax.training.step import make_dispatch
 from mean_jax.types import RowLayout
 
@@ -61,7 +61,7 @@ def _words(layout: RowLayout, num_rows: int) -> np.ndarray:
 
 def _single_state(program: Program) -> TrainState:
     layout = program.schema.layout
-    return init_state(program.model, program.optimizer, program.specs[:1], program.label_constants, layout)
+    return make_init(program.model, program.optimizer, program.specs[:1], program.label_constants, layout)()
 
 
 def _dispatch_of(program: Program) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:

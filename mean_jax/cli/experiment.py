@@ -1,8 +1,11 @@
 """mean-jax-experiment: the paper's tables and figures, on public, synthetic or your own data."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 from pathlib import Path
 import shlex
+import tempfile
 
 from absl import flags
 
@@ -12,6 +15,7 @@ from mean_jax.errors import UserError
 from mean_jax.log import LOGGER
 
 _SUBFOLDER = "experiments"  # of the configs
+_MIN_CACHED_SECONDS = 0.2  # of a program's compilation, below which it is not kept
 _FLAGS = flags.FlagValues()  # of this command alone
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -50,13 +54,15 @@ def _main(overrides: list[str]) -> None:
         if _DATA.value is not None:
             raise UserError("--smoke: makes its own small table; leave out --data or --smoke")
         spec = smoke(spec)
-        _compile_fast()
-    if run_experiment(spec, Path(_OUTPUT.value), _DATA.value):
+    with _fast_compilation() if _SMOKE.value else contextlib.nullcontext():
+        is_finished = run_experiment(spec, Path(_OUTPUT.value), _DATA.value)
+    if is_finished:
         LOGGER.info("tables: %s, %s", Path(_OUTPUT.value) / "table.md", Path(_OUTPUT.value) / "report.html")
 
 
-def _compile_fast() -> None:
-    """Makes JAX, not yet in use, compile fast rather than well: tiny networks compile longer than they train."""
+@contextlib.contextmanager
+def _fast_compilation() -> Iterator[None]:
+    """Has JAX, not yet in use, compile fast rather than well: tiny networks compile longer than they train."""
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
@@ -64,6 +70,13 @@ def _compile_fast() -> None:
     if not given or given.startswith("-"):  # else it names a file of flags
         # Known to all versions of jaxlib that pyproject.toml allows; an unknown one would end the process.
         os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false".strip()
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:  # variants of a network have programs in common
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_CACHED_SECONDS)
+        yield
 
 
 def _config_help() -> str:

@@ -57,7 +57,7 @@ def network_predictions(config: Config, data: ExperimentData, folder: Path) -> I
         raise Interrupted
     # All that is left to do with the run is to predict, and its training state is several times the size of its models.
     shutil.rmtree(folder / run_lib.LATEST, ignore_errors=True)
-    run = load_run(folder, allow_sweep=True)
+    run = load_run(folder, allow_sweep=True, program=program)
     for split in SPLITS:
         predicted = predict_rows(program, run.variables, data.store.split(split))
         for horizon, calibration in enumerate(run.calibrations):

@@ -3,6 +3,7 @@
 A replica is a model of its own with its own seed and horizons. All of them train in one program on the same batches.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,14 +65,16 @@ def plan_replicas(
     )
 
 
-def init_state(
+def make_init(
     model: Model,
     optimizer: optax.GradientTransformation,
     specs: tuple[ReplicaSpec, ...],
     constants: LabelConstants,
     layout: RowLayout,
-) -> TrainState:
-    """Returns the state before the first step; replica r depends on its own spec alone.
+) -> Callable[[], TrainState]:
+    """Returns the function of the state before the first step; replica r depends on its own spec alone.
+
+    It is traced once, whether for its shapes or to be run.
 
     Args:
       model: the Flax module of one replica.
@@ -83,7 +86,9 @@ def init_state(
     words_BxW = jnp.zeros((2, layout.num_words), jnp.float32)
     batch = layout.unpack(words_BxW, jnp.ones(2, bool))
 
-    def init_replica(key: Array, horizons_K: Array, scalars: dict[str, Array]) -> Replica:
+    @jax.jit
+    @jax.vmap
+    def init_replicas(key: Array, horizons_K: Array, scalars: dict[str, Array]) -> Replica:
         labels = jax.tree.map(lambda leaf: jnp.asarray(leaf)[horizons_K], constants)
         init_key = jax.random.fold_in(key, 0)
         variables = model.init(init_key, batch.numeric, batch.categorical, batch.mask, labels, train=False)
@@ -101,9 +106,12 @@ def init_state(
             is_active=jnp.bool_(True),
         )
 
-    keys = jax.vmap(jax.random.PRNGKey)(jnp.array([spec.seed for spec in specs]))
-    horizons = jnp.array([spec.horizons for spec in specs], jnp.int32)
-    scalars = {
-        name: jnp.array([dict(spec.scalars)[name] for spec in specs], jnp.float32) for name, _ in specs[0].scalars
-    }
-    return TrainState(jnp.int32(0), jax.jit(jax.vmap(init_replica))(keys, horizons, scalars))
+    def init() -> TrainState:
+        keys = jax.vmap(jax.random.PRNGKey)(jnp.array([spec.seed for spec in specs]))
+        horizons = jnp.array([spec.horizons for spec in specs], jnp.int32)
+        scalars = {
+            name: jnp.array([dict(spec.scalars)[name] for spec in specs], jnp.float32) for name, _ in specs[0].scalars
+        }
+        return TrainState(jnp.int32(0), init_replicas(keys, horizons, scalars))
+
+    return init
