@@ -68,7 +68,7 @@ def _fast_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     given = os.environ.get("XLA_FLAGS", "").strip()
     if not given or given.startswith("-"):  # else it names a file of flags
-        # Known to all versions of jaxlib that pyproject.toml allows; an unknown one would end the process.
+        # In the libraries of jaxlib 0.10 and 0.11, which pyproject.toml allows; an unknown one would end the process.
         os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false".strip()
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         yield
