@@ -7,11 +7,9 @@ import pytest
 
 from mean_jax.data import statistics
 from mean_jax.data.categories import CategoryCounts
-from mean_jax.data.schema import Schema
 from mean_jax.data.statistics import LabelStatistics, Moments, NumericStatistics, RowSample, fit_transform, signed_log1p
 from mean_jax.data.transform import KNOT_LEVELS, LABEL_LEVELS
 
-SCHEMA = Schema("id", "string", ("short", "long"), ("normal", "heavy", "signed"), ("city",), (0.7, 0.1, 0.2), 0, None)
 NUM_ROWS = 5000
 
 
@@ -50,7 +48,7 @@ def collected(rows, blocks, units=1):
 
 
 def fitted(rows, blocks, min_category_count=1, units=1):
-    return fit_transform(SCHEMA, *collected(rows, blocks, units), min_category_count)
+    return fit_transform(*collected(rows, blocks, units), min_category_count)
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +209,11 @@ def test_exponents_leave_room_for_sixteen_times_the_largest():
 
 
 def test_columns_of_one_kind_are_enough():
-    only_texts = Schema("id", "string", ("short",), (), ("city",), (0.7, 0.1, 0.2), 0, None)
     numeric, labels, cities = NumericStatistics(0), LabelStatistics(1), CategoryCounts(10)
     numeric.update(np.arange(3, dtype=np.uint64), np.zeros((3, 0), np.float32))
     labels.update(np.arange(3, dtype=np.uint64), np.ones((3, 1)))
     cities.update(pa.array(["a", "b"]), np.array([2, 1]), 0)
-    transform = fit_transform(only_texts, numeric, [cities], labels, 1)
+    transform = fit_transform(numeric, [cities], labels, 1)
     assert transform.knots.shape == (0, 65)
     assert transform.vocabularies == (("a", "b"),)
     assert type(transform).from_dict(transform.to_dict()).knots.shape == (0, 65)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mean_jax.data.workers import Workers
@@ -35,6 +36,12 @@ def square(task: int) -> int:
     return task * task
 
 
+def grow(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    for array in arrays.values():
+        array += 1  # what was received can be written to
+    return arrays
+
+
 def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -51,6 +58,17 @@ def test_results_keep_the_order_of_the_tasks_and_functions_can_follow_each_other
         assert len(pids) == 2 and os.getpid() not in pids
         assert list(workers.map(square, [3, 4])) == [9, 16]
     assert not any(is_running(pid) for pid in pids)
+
+
+def test_arrays_of_any_layout_pass_unchanged_in_both_directions():
+    matrix = np.arange(300_000, dtype=np.float32).reshape(500, 600)
+    arrays = {"rows": matrix, "columns": matrix.T, "strided": matrix[::2, 5:9], "none": matrix[:0]}
+    with Workers(2) as workers:
+        for found in workers.map(grow, [arrays, arrays]):
+            for name, array in arrays.items():
+                assert found[name].dtype == array.dtype
+                np.testing.assert_array_equal(found[name], array + 1)
+                found[name][:] = 0
 
 
 def test_one_worker_or_one_task_stays_in_this_process():

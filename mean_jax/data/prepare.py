@@ -1,6 +1,7 @@
 """From a customer table to a training store; `passes` says how the rows are read, shuffled and written."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 from pathlib import Path
 import shutil
@@ -12,7 +13,7 @@ from mean_jax.data.categories import MAX_CATEGORIES
 from mean_jax.data.ownership import SCRATCH_NAME, lock, remove_abandoned
 from mean_jax.data.passes import Checked, Passes, Plan
 from mean_jax.data.schema import Schema, infer_schema
-from mean_jax.data.statistics import fit_transform, useless_label
+from mean_jax.data.statistics import check_features, fit_transform, useless_label
 from mean_jax.data.store import KIND, MANIFEST_NAME, SPLITS, VERSION, Shard
 from mean_jax.data.tables import open_tables
 from mean_jax.data.workers import Workers
@@ -102,13 +103,15 @@ def _write(
     layout = RowLayout(*schema.layout[:3], options.numeric_type)
     plan = Plan.of(checked.rows_per_split, 4 * layout.num_words, options.shard_bytes, [0] * len(SPLITS))
     numeric, rows_per_shard = passes.spill(tuple(fitted), plan, checked.hash_bound)
-    transform = fit_transform(
-        schema, numeric, checked.categories, checked.labels, options.min_category_count, options.num_workers
-    )
+    check_features(schema, numeric, checked.categories, options.min_category_count)
     _warn_of_dropped(checked, schema, options)
     if options.numeric_type == "float16":
         layout = layout._replace(exponents=numeric.exponents())
-    shards, _ = passes.sort(plan, rows_per_shard, layout, folder)
+    with ThreadPoolExecutor(1) as beside:  # shards are sorted without what is fitted
+        collected = numeric, checked.categories, checked.labels
+        fit = beside.submit(fit_transform, *collected, options.min_category_count, options.num_workers)
+        shards, _ = passes.sort(plan, rows_per_shard, layout, folder)
+        transform = fit.result()
     content = {
         "rows": int(checked.rows_per_split.sum()),
         "rows_without_label": checked.num_unlabelled,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.store import ID_COLUMN, Shard
-from mean_jax.fileio import file_sha256, sync
+from mean_jax.fileio import file_sha256
 from mean_jax.types import RowLayout
 
 # Written at a time: what is gathered is still in the second cache when it is hashed and written.
@@ -109,8 +109,6 @@ def _write_rows(path: Path, layout: RowLayout, rows_BxW: np.ndarray, order_B: np
                 words_BxW = layout.pack(words_BxW[:, :numeric_end], codes_BxD, words_BxW[:, labels_start:])
             digest.update(words_BxW.data)
             file.write(words_BxW.data)
-    with naming(path):
-        sync(path)
     return digest.hexdigest(), clipped_C
 
 
@@ -123,7 +121,7 @@ def sort_shard(
     output: Path,
     occupancy: tuple[Reference, int] | None = None,
 ) -> tuple[Shard, np.ndarray, Occupancy | None]:
-    """Writes a shard in hash order, to the disk, and removes its spill; memory holds the shard once.
+    """Writes a shard in hash order, not yet to the disk, and removes its spill; memory holds the shard once.
 
     Args:
       folder: of the spill.
@@ -154,8 +152,6 @@ def sort_shard(
     sorted_ids = pa.chunked_array(ids).combine_chunks().take(pa.array(order_B))
     with naming(output / files[1]):
         pq.write_table(pa.table({ID_COLUMN: sorted_ids}), output / files[1])
-    with naming(output / files[1]):
-        sync(output / files[1])
     counts = None
     if occupancy is not None:
         reference, stride = occupancy

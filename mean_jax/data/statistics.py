@@ -283,7 +283,7 @@ def _fit_column(values_P: np.ndarray) -> tuple[bool, float, float, np.ndarray]:
     return True, float(log_P.mean()), float(log_P.std()), knots
 
 
-def _check_features(
+def check_features(
     schema: Schema, numeric: NumericStatistics, categories: Sequence[CategoryCounts], min_category_count: int
 ) -> None:
     """Raises UserError if a column is constant, without values or without a frequent one; the line names all such."""
@@ -310,7 +310,6 @@ def _check_features(
 
 
 def fit_transform(
-    schema: Schema,
     numeric: NumericStatistics,
     categories: Sequence[CategoryCounts],
     labels: LabelStatistics,
@@ -320,18 +319,12 @@ def fit_transform(
     """Returns the transform fitted on the training rows.
 
     Args:
-      schema: the columns.
-      numeric: of the numeric columns.
-      categories: of each categorical column.
-      labels: of the labels.
+      numeric: of the numeric columns, as `check_features` lets them pass.
+      categories: of each categorical column, likewise.
+      labels: of the labels, each with a positive one.
       min_category_count: values seen less often share the unknown entry, which so gets trained.
       num_threads: that share the columns.
-
-    Raises:
-      UserError: a column is constant, without values or without a frequent one, or a label has no positive value.
     """
-    labels.check(schema.labels)
-    _check_features(schema, numeric, categories, min_category_count)
     fitted = [counts.vocabulary(min_category_count) for counts in categories]
     return Transform(
         vocabularies=tuple(vocabulary for vocabulary, _ in fitted),

@@ -48,6 +48,25 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
+def _send(connection: Connection, message: Any) -> None:
+    """Sends a message; its arrays go as they stand in memory, without the copies that pickling them takes."""
+    arrays: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
+    parts = [array.raw() for array in arrays]
+    connection.send((content, [part.nbytes for part in parts]))
+    for part in parts:
+        connection.send_bytes(part)
+
+
+def _receive(connection: Connection) -> Any:
+    """Returns what `_send` sent."""
+    content, sizes = connection.recv()
+    parts = [bytearray(size) for size in sizes]
+    for part in parts:
+        connection.recv_bytes_into(part)
+    return pickle.loads(content, buffers=parts)
+
+
 def _work(connection: Connection, num_threads: int) -> None:
     """The life of a worker: answers (index, function or None, task) with (index, is_error, result)."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -57,7 +76,7 @@ def _work(connection: Connection, num_threads: int) -> None:
     function: Callable[[Any], Any] | None = None
     while True:
         try:
-            index, given, task = connection.recv()
+            index, given, task = _receive(connection)
         except EOFError:
             return
         function = given or function
@@ -66,7 +85,7 @@ def _work(connection: Connection, num_threads: int) -> None:
             answer = (index, False, function(task))
         except Exception as error:
             answer = (index, True, _portable(error))
-        connection.send(answer)
+        _send(connection, answer)
 
 
 class Workers:
@@ -152,13 +171,13 @@ class Workers:
 
     def _send(self, connection: Connection, message: Any) -> None:
         try:
-            connection.send(message)
+            _send(connection, message)
         except OSError:
             raise self._killed(connection) from None
 
     def _receive(self, connection: Connection) -> Any:
         try:
-            return connection.recv()
+            return _receive(connection)
         except (EOFError, OSError):
             raise self._killed(connection) from None
 
