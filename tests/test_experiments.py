@@ -16,6 +16,7 @@ import pytest
 from mean_jax.cli import experiment
 from mean_jax.config import load_config
 from mean_jax.data.store import Store
+from mean_jax.errors import UserError
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.experiments import runner
 from mean_jax.experiments.results import Results
@@ -272,6 +273,45 @@ def test_your_own_store(store_path, tmp_path, call):
     assert code == 0, lines
     assert "rfm is left out" in lines
     assert {row["system"] for row in read_rows(folder)} == {"MEAN", "constant_mean"}
+
+
+def test_each_fit_of_a_peer_is_kept_and_more_seeds_run_only_their_own(finished_experiment, call, tmp_path, monkeypatch):
+    def recorded(name, tables, horizon, seed):
+        if stop_at == (horizon, seed):
+            raise KeyboardInterrupt
+        if refuse == (horizon, seed):
+            raise UserError("no")
+        fits.append((horizon, seed))
+        return original(name, tables, horizon, seed)
+
+    original = runner.cells.peer_predictions
+    monkeypatch.setattr(runner.cells, "peer_predictions", recorded)
+    for part in ("data", "runs", "cells"):
+        shutil.copytree(finished_experiment / part, tmp_path / part)
+    shutil.copy(finished_experiment / "experiment.json", tmp_path)
+    command = ["--config=table1", f"--output={tmp_path}", "--smoke", SMALL_EXPERIMENT[0]]
+    command += ['--config.peers=("two_stage_forest",)']
+
+    fits, stop_at, refuse = [], (1, 0), None
+    call(experiment.main, *command, "--config.num_peer_seeds=1")
+    assert fits == [(0, 0)]
+    fits, stop_at = [], None
+    assert call(experiment.main, *command, "--config.num_peer_seeds=1")[0] == 0
+    assert fits == [(1, 0)]
+    fits = []
+    assert call(experiment.main, *command, "--config.num_peer_seeds=2")[0] == 0
+    assert fits == [(0, 1), (1, 1)]
+    rows = [row for row in read_rows(tmp_path) if row["system"] == "two_stage_forest"]
+    assert len(rows) == 2 * 2 * 2  # horizons, seeds, splits
+    taken = {row["cell"]: row["cell_seconds"] for row in rows}
+    assert len(taken) == 4
+    assert f"| two_stage_forest | {sum(taken.values()):,.1f} |" in (tmp_path / "table.md").read_text()
+
+    fits, refuse = [], (1, 2)  # one fit that fails leaves the whole peer out
+    code, lines = call(experiment.main, *command, "--config.num_peer_seeds=3")
+    assert code == 0 and "two_stage_forest is left out: no" in lines
+    assert fits == [(0, 2)]
+    assert "two_stage_forest" not in {row["system"] for row in read_rows(tmp_path)}
 
 
 def test_metrics_of_the_oracle_are_those_of_its_file(finished_experiment):

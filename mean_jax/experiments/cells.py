@@ -1,12 +1,12 @@
-"""The cells of an experiment: a network trained with all its horizons, seeds and sweep points, or a peer fitted.
+"""The cells of an experiment: a network trained with all its horizons, seeds and sweep points, or one fit of a peer.
 
 Both give predictions in currency, raw and calibrated in the same way, for the validation and the test split.
 """
 
 from collections.abc import Callable, Iterator
+import functools
 from pathlib import Path
 import shutil
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,6 @@ from mean_jax.experiments.data import ExperimentData
 from mean_jax.experiments.peers import PEERS
 from mean_jax.experiments.peers.task import PeerTask, Predict, Table
 from mean_jax.experiments.results import DETERMINISTIC
-from mean_jax.log import LOGGER
 from mean_jax.run import Program, load_run
 from mean_jax.training.interruption import Interruption
 from mean_jax.training.loop import train
@@ -68,40 +67,53 @@ def network_predictions(config: Config, data: ExperimentData, folder: Path) -> I
                 yield Prediction(split, horizon, spec.seed, point, raw_V, calibrate(raw_V))
 
 
-def peer_predictions(name: str, data: ExperimentData, seeds: range) -> Iterator[Prediction]:
-    """Yields the predictions of a peer, fitted per horizon and, if anything in it is random, per seed.
+class PeerTables:
+    """The splits of a store as peers read them; read once, when the first peer asks for them."""
+
+    def __init__(self, data: ExperimentData) -> None:
+        self.data = data
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, tuple[Table, np.ndarray]]:
+        return {split: read_table(self.data.store.split(split), self.data) for split in ("train", *SPLITS)}
+
+    def table(self, split: str) -> Table:
+        """Returns all rows of a split, without labels."""
+        return self._splits[split][0]
+
+    def labelled(self, split: str, horizon: int) -> Table:
+        """Returns the rows of a split whose label of the horizon is known."""
+        table, labels_VxT = self._splits[split]
+        return table._replace(label=labels_VxT[:, horizon]).rows(~np.isnan(labels_VxT[:, horizon]))
+
+
+def peer_predictions(name: str, tables: PeerTables, horizon: int, seed: int) -> Iterator[Prediction]:
+    """Fits a peer to one horizon and yields its predictions.
+
+    Args:
+      name: a key of PEERS.
+      tables: of the experiment's data.
+      horizon: index of the label.
+      seed: DETERMINISTIC where nothing in the peer is random.
 
     Raises:
       UserError: the peer's library is missing or the data lacks what it needs.
     """
-    peer = PEERS[name]
-    store = data.store
-    tables = {split: read_table(store.split(split), data) for split in ("train", *SPLITS)}
-    layout = store.schema.layout
-    for horizon in range(layout.num_labels):
-        known = {}
-        for split, (table, labels_VxT) in tables.items():
-            labelled = table._replace(label=labels_VxT[:, horizon])
-            known[split] = labelled.rows(~np.isnan(labelled.label))
-        for seed in seeds if peer.is_random else (DETERMINISTIC,):
-            start = time.monotonic()
-            task = PeerTask(
-                numeric_names=store.schema.numeric,
-                categorical_names=store.schema.categorical,
-                train=known["train"],
-                validation=known["validation"],
-                horizon_days=data.horizon_days(horizon),
-                observation_days=data.observation_days,
-                seed=max(seed, 0),
-            )
-            predict = peer.fit(task)
-            calibrate = _peer_calibration(predict, task)
-            for split in SPLITS:
-                raw_V = predict(tables[split][0])
-                yield Prediction(split, horizon, seed, None, raw_V, calibrate(raw_V))
-            LOGGER.info(
-                "%s, horizon %s: fitted in %.1f s", name, store.schema.horizons[horizon], time.monotonic() - start
-            )
+    data = tables.data
+    task = PeerTask(
+        numeric_names=data.store.schema.numeric,
+        categorical_names=data.store.schema.categorical,
+        train=tables.labelled("train", horizon),
+        validation=tables.labelled("validation", horizon),
+        horizon_days=data.horizon_days(horizon),
+        observation_days=data.observation_days,
+        seed=max(seed, 0),
+    )
+    predict = PEERS[name].fit(task)
+    calibrate = _peer_calibration(predict, task)
+    for split in SPLITS:
+        raw_V = predict(tables.table(split))
+        yield Prediction(split, horizon, seed, None, raw_V, calibrate(raw_V))
 
 
 def _peer_calibration(predict: Predict, task: PeerTask) -> Callable[[np.ndarray], np.ndarray]:

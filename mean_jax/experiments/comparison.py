@@ -201,9 +201,13 @@ def peers_table(results: Results) -> PageTable | None:
 
 def runtime_table(results: Results) -> PageTable:
     """Returns the seconds that each system took, all horizons and seeds together."""
-    seconds = {row["system"]: row["cell_seconds"] for row in results.rows}
-    if None not in seconds.values():
-        seconds["all together"] = sum(seconds.values())
-    rows = [cells([system, "n/a" if value is None else f"{value:,.1f}"]) for system, value in seconds.items()]
+    taken = {(row["system"], row["cell"]): row["cell_seconds"] for row in results.rows}
+    seconds = dict.fromkeys(results.distinct("system"), 0.0)
+    for (system, _), value in taken.items():
+        seconds[system] += math.nan if value is None else value
+    total = sum(seconds.values())
+    if not math.isnan(total):
+        seconds["all together"] = total
+    rows = [cells([system, "n/a" if math.isnan(value) else f"{value:,.1f}"]) for system, value in seconds.items()]
     note = "Training, calibration and prediction of all horizons and seeds, compilation included; n/a: was interrupted."
     return PageTable("Runtime", note, ["system", "seconds"], rows)

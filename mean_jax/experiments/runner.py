@@ -3,7 +3,7 @@
 experiment.json   the specification; a folder belongs to one experiment
 data/             logs, tables and the store, made once; data.json says of what
 runs/NAME/        run folder of each network, ready for mean-jax-score
-cells/NAME.json   rows of each finished system
+cells/            rows of what is finished: NAME.json of a network, NAME/horizon_H_seed_S.json of a peer's fit
 results.parquet   all rows
 table.md, report.html, *.svg
 """
@@ -25,8 +25,8 @@ from mean_jax.experiments.data import ExperimentData, open_data
 from mean_jax.experiments.layouts import LAYOUTS
 from mean_jax.experiments.measures import MEASURES
 from mean_jax.experiments.page import write_page
-from mean_jax.experiments.peers import applies, unavailable
-from mean_jax.experiments.results import RESULTS_NAME, CellFile, Results, Row, write_results
+from mean_jax.experiments.peers import PEERS, applies, unavailable
+from mean_jax.experiments.results import DETERMINISTIC, RESULTS_NAME, CellFile, Results, Row, write_results
 from mean_jax.experiments.spec import ORACLE, ExperimentSpec, slug
 from mean_jax.fileio import read_json, require_free_output, write_json
 from mean_jax.log import LOGGER
@@ -38,10 +38,12 @@ DATA_NAME = "data"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A system of the experiment."""
+    """A system of the experiment, or one fit of it: what is run whole or not at all."""
 
     system: str  # its name in the table
     kind: str  # network, peer or oracle
+    title: str  # in the log
+    file: str  # in the folder of cells
     identity: dict[str, Any]  # what decides its predictions besides the data
     predictions: Callable[[], Iterable[Prediction]]
     is_begun: bool = False  # an earlier call was interrupted in it, so its runtime is not known
@@ -53,17 +55,27 @@ def plan_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> tupl
     for name in spec.network_names:
         config, folder = spec.network_config(name), output / "runs" / slug(name)
         predictions = functools.partial(cells.network_predictions, config, data, folder)
-        planned.append(Cell(name, "network", dataclasses.asdict(config), predictions, is_begun=folder.exists()))
+        identity = dataclasses.asdict(config)
+        file = f"{slug(name)}.json"
+        planned.append(Cell(name, "network", name, file, identity, predictions, is_begun=folder.exists()))
+    tables = cells.PeerTables(data)
     seeds = range(spec.train.seed, spec.train.seed + (spec.num_peer_seeds or spec.train.num_seeds))
     for name in spec.peers:
         problem = unavailable(name) or applies(name, data.store.schema.numeric, data.observation_days)
         if problem:
             left_out[name] = problem
-        else:
-            identity = {"peer": name, "seeds": list(seeds)}
-            planned.append(Cell(name, "peer", identity, functools.partial(cells.peer_predictions, name, data, seeds)))
+            continue
+        for horizon, label in enumerate(data.store.schema.horizons):
+            for seed in seeds if PEERS[name].is_random else (DETERMINISTIC,):
+                title, file = f"{name}, horizon {label}", f"{slug(name)}/horizon_{horizon}"
+                if seed != DETERMINISTIC:
+                    title, file = f"{title}, seed {seed}", f"{file}_seed_{seed}"
+                predictions = functools.partial(cells.peer_predictions, name, tables, horizon, seed)
+                identity = {"peer": name, "horizon": horizon, "seed": seed}
+                planned.append(Cell(name, "peer", title, f"{file}.json", identity, predictions))
     if data.oracle is not None:
-        planned.append(Cell(ORACLE, ORACLE, {}, functools.partial(cells.oracle_predictions, data)))
+        predictions = functools.partial(cells.oracle_predictions, data)
+        planned.append(Cell(ORACLE, ORACLE, ORACLE, f"{ORACLE}.json", {}, predictions))
     return planned, left_out
 
 
@@ -78,8 +90,8 @@ def _finished_rows(cell: Cell, layout: str, data: ExperimentData, file: CellFile
         rows = file.save(
             [{"system": cell.system, "kind": cell.kind, **row, "cell_seconds": seconds} for row in measured]
         )
-        LOGGER.info("%s: finished in %.1f s", cell.system, elapsed)
-    return rows
+        LOGGER.info("%s: finished in %.1f s", cell.title, elapsed)
+    return [row | {"cell": cell.file} for row in rows]
 
 
 def _check_output(spec: ExperimentSpec, output: Path) -> None:
@@ -116,18 +128,20 @@ def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None)
     planned, left_out = plan_cells(spec, data, output)
     fingerprint = {"store": data.fingerprint(), "layout": spec.layout}
     files = [
-        CellFile(output / "cells" / f"{slug(cell.system)}.json", fingerprint | {"system": cell.system, **cell.identity})
+        CellFile(output / "cells" / cell.file, fingerprint | {"system": cell.system, **cell.identity})
         for cell in planned
     ]
     for file in files:
         file.load()  # results of another configuration are refused before anything is written
     write_json(output / SPEC_NAME, KIND, VERSION, {"spec": dataclasses.asdict(spec)})
     rows: list[Row] = []
-    for cell, file in tqdm(list(zip(planned, files, strict=True)), desc="systems", unit=" systems", disable=None):
+    for cell, file in tqdm(list(zip(planned, files, strict=True)), desc="cells", unit=" cells", disable=None):
+        if cell.system in left_out:
+            continue
         try:
             rows += _finished_rows(cell, spec.layout, data, file)
         except cells.Interrupted:
-            LOGGER.info("stopped in %s; run the same command to go on", cell.system)
+            LOGGER.info("stopped in %s; run the same command to go on", cell.title)
             return False
         except UserError as error:
             if cell.kind != "peer":
@@ -135,6 +149,7 @@ def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None)
             left_out[cell.system] = str(error)
     for name, reason in left_out.items():
         LOGGER.warning("%s is left out: %s", name, reason)
+    rows = [row for row in rows if row["system"] not in left_out]  # also what a peer did before it failed
     write_results(output / RESULTS_NAME, rows)
     write_page(LAYOUTS[spec.layout](spec, Results(tuple(rows)), data, left_out), output)
     return True
