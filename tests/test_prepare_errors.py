@@ -235,6 +235,14 @@ def test_no_space_left(refused, table, monkeypatch, writer):
     refused(table, r"no space left on the disk while writing train-00000\.bin; free some or choose another output")
 
 
+def test_a_disk_that_refuses_at_the_end_names_the_shard(refused, table, monkeypatch):
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mean_jax.data.passes.sync", fail)
+    refused(table, r"no space left on the disk while writing .*train-00000\.bin; free some or choose another output")
+
+
 def test_a_shard_that_does_not_fit_says_so(tmp_path):
     """The system's own error, from the file that is always full."""
     schema = spill.spill_schema(pa.string())

@@ -28,7 +28,7 @@ _CONFIG = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Folder of the experiment, new or of an interrupted call of the same experiment; finished systems are kept.",
+    "Folder of the experiment, new or of an interrupted call of the same experiment; what is finished is kept.",
     required=True,
     flag_values=_FLAGS,
 )

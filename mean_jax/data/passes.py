@@ -316,7 +316,7 @@ class Passes:
         with Progress("sort", int(rows_per_shard.sum())) as progress:
             sorted_shards = self._workers.map(function, [(name, rows) for _, name, rows in tasks])
             for (split, _, rows), (shard, clipped, occupied) in zip(tasks, sorted_shards, strict=True):
-                for name in (shard.file, shard.ids_file):  # the disk writes while the processes sort the next ones
+                for name in (shard.file, shard.ids_file):  # meanwhile other processes sort the next ones
                     with naming(output / name):
                         sync(output / name)
                 shards[split].append(shard)

@@ -48,8 +48,8 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-def _send(connection: Connection, message: Any) -> None:
-    """Sends a message; its arrays go as they stand in memory, without the copies that pickling them takes."""
+def _send_message(connection: Connection, message: Any) -> None:
+    """Sends a message; contiguous arrays go as they stand in memory, not copied into the pickle first."""
     arrays: list[pickle.PickleBuffer] = []
     content = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
     parts = [array.raw() for array in arrays]
@@ -58,8 +58,8 @@ def _send(connection: Connection, message: Any) -> None:
         connection.send_bytes(part)
 
 
-def _receive(connection: Connection) -> Any:
-    """Returns what `_send` sent."""
+def _receive_message(connection: Connection) -> Any:
+    """Returns what `_send_message` sent."""
     content, sizes = connection.recv()
     parts = [bytearray(size) for size in sizes]
     for part in parts:
@@ -76,7 +76,7 @@ def _work(connection: Connection, num_threads: int) -> None:
     function: Callable[[Any], Any] | None = None
     while True:
         try:
-            index, given, task = _receive(connection)
+            index, given, task = _receive_message(connection)
         except EOFError:
             return
         function = given or function
@@ -85,7 +85,7 @@ def _work(connection: Connection, num_threads: int) -> None:
             answer = (index, False, function(task))
         except Exception as error:
             answer = (index, True, _portable(error))
-        _send(connection, answer)
+        _send_message(connection, answer)
 
 
 class Workers:
@@ -171,13 +171,13 @@ class Workers:
 
     def _send(self, connection: Connection, message: Any) -> None:
         try:
-            _send(connection, message)
+            _send_message(connection, message)
         except OSError:
             raise self._killed(connection) from None
 
     def _receive(self, connection: Connection) -> Any:
         try:
-            return _receive(connection)
+            return _receive_message(connection)
         except (EOFError, OSError):
             raise self._killed(connection) from None
 

@@ -1,6 +1,7 @@
 """From predictions to the rows of an experiment: what is measured depends on how it is laid out."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,12 @@ from mean_jax.experiments.data import ExperimentData
 from mean_jax.experiments.results import Row
 from mean_jax.experiments.targeting import measure_targeting
 
-Measure = Callable[[Iterable[Prediction], ExperimentData], list[Row]]
+
+class Measure(NamedTuple):
+    """How the predictions of a cell become its rows."""
+
+    rows: Callable[[Iterable[Prediction], ExperimentData], list[Row]]
+    is_of_last_horizon: bool = False  # no other is looked at
 
 
 def measure_accuracy(predictions: Iterable[Prediction], data: ExperimentData) -> list[Row]:
@@ -41,7 +47,7 @@ def measure_accuracy(predictions: Iterable[Prediction], data: ExperimentData) ->
 
 
 MEASURES: dict[str, Measure] = {
-    "comparison": measure_accuracy,
-    "curve": measure_accuracy,
-    "targeting": measure_targeting,
+    "comparison": Measure(measure_accuracy),
+    "curve": Measure(measure_accuracy),
+    "targeting": Measure(measure_targeting, is_of_last_horizon=True),
 }

@@ -1,7 +1,7 @@
 """The rows of an experiment: one per system, sweep point, seed, horizon and split, as plain values.
 
-A cell is one system; its rows are kept in a file of their own, so a finished cell is never run again. All rows together
-are `results.parquet`.
+A cell is what is run whole: a network or one fit of a peer. Its rows are kept in a file of their own, so a finished one
+is never run again. All rows together are `results.parquet`.
 """
 
 from collections.abc import Sequence

@@ -3,12 +3,12 @@
 experiment.json   the specification; a folder belongs to one experiment
 data/             logs, tables and the store, made once; data.json says of what
 runs/NAME/        run folder of each network, ready for mean-jax-score
-cells/            rows of what is finished: NAME.json of a network, NAME/horizon_H_seed_S.json of a peer's fit
+cells/            rows of what is finished: NAME.json of a network, a file for each fit of a peer in NAME/
 results.parquet   all rows
 table.md, report.html, *.svg
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 from pathlib import Path
@@ -42,11 +42,16 @@ class Cell:
 
     system: str  # its name in the table
     kind: str  # network, peer or oracle
-    title: str  # in the log
+    fit: str  # which of its fits this is, to stand after its name
     file: str  # in the folder of cells
     identity: dict[str, Any]  # what decides its predictions besides the data
     predictions: Callable[[], Iterable[Prediction]]
     is_begun: bool = False  # an earlier call was interrupted in it, so its runtime is not known
+
+    @property
+    def title(self) -> str:
+        """What the log calls it."""
+        return self.system + self.fit
 
 
 def plan_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> tuple[list[Cell], dict[str, str]]:
@@ -56,27 +61,33 @@ def plan_cells(spec: ExperimentSpec, data: ExperimentData, output: Path) -> tupl
         config, folder = spec.network_config(name), output / "runs" / slug(name)
         predictions = functools.partial(cells.network_predictions, config, data, folder)
         identity = dataclasses.asdict(config)
-        file = f"{slug(name)}.json"
-        planned.append(Cell(name, "network", name, file, identity, predictions, is_begun=folder.exists()))
+        planned.append(Cell(name, "network", "", f"{slug(name)}.json", identity, predictions, folder.exists()))
     tables = cells.PeerTables(data)
-    seeds = range(spec.train.seed, spec.train.seed + (spec.num_peer_seeds or spec.train.num_seeds))
     for name in spec.peers:
         problem = unavailable(name) or applies(name, data.store.schema.numeric, data.observation_days)
         if problem:
             left_out[name] = problem
-            continue
-        for horizon, label in enumerate(data.store.schema.horizons):
-            for seed in seeds if PEERS[name].is_random else (DETERMINISTIC,):
-                title, file = f"{name}, horizon {label}", f"{slug(name)}/horizon_{horizon}"
-                if seed != DETERMINISTIC:
-                    title, file = f"{title}, seed {seed}", f"{file}_seed_{seed}"
-                predictions = functools.partial(cells.peer_predictions, name, tables, horizon, seed)
-                identity = {"peer": name, "horizon": horizon, "seed": seed}
-                planned.append(Cell(name, "peer", title, f"{file}.json", identity, predictions))
+        else:
+            planned += _peer_cells(name, tables, spec)
     if data.oracle is not None:
         predictions = functools.partial(cells.oracle_predictions, data)
-        planned.append(Cell(ORACLE, ORACLE, ORACLE, f"{ORACLE}.json", {}, predictions))
+        planned.append(Cell(ORACLE, ORACLE, "", f"{ORACLE}.json", {}, predictions))
     return planned, left_out
+
+
+def _peer_cells(name: str, tables: cells.PeerTables, spec: ExperimentSpec) -> Iterator[Cell]:
+    """Yields the fits of a peer: per horizon that is measured and, if anything in it is random, per seed."""
+    labels = tables.data.store.schema.horizons
+    first = len(labels) - 1 if MEASURES[spec.layout].is_of_last_horizon else 0
+    seeds = range(spec.train.seed, spec.train.seed + (spec.num_peer_seeds or spec.train.num_seeds))
+    for horizon in range(first, len(labels)):
+        for seed in seeds if PEERS[name].is_random else (DETERMINISTIC,):
+            fit, file = f", horizon {labels[horizon]}", f"horizon_{horizon}"
+            if seed != DETERMINISTIC:
+                fit, file = f"{fit}, seed {seed}", f"{file}_seed_{seed}"
+            identity = {"peer": name, "horizon": horizon, "seed": seed}
+            predictions = functools.partial(cells.peer_predictions, name, tables, horizon, seed)
+            yield Cell(name, "peer", fit, f"{slug(name)}/{file}.json", identity, predictions)
 
 
 def _finished_rows(cell: Cell, layout: str, data: ExperimentData, file: CellFile) -> list[Row]:
@@ -84,8 +95,8 @@ def _finished_rows(cell: Cell, layout: str, data: ExperimentData, file: CellFile
     rows = file.load()
     if rows is None:
         start = time.monotonic()
-        measured = MEASURES[layout](cell.predictions(), data)
-        elapsed = round(time.monotonic() - start, 1)
+        measured = MEASURES[layout].rows(cell.predictions(), data)
+        elapsed = round(time.monotonic() - start, 3)
         seconds = None if cell.is_begun else elapsed
         rows = file.save(
             [{"system": cell.system, "kind": cell.kind, **row, "cell_seconds": seconds} for row in measured]
@@ -146,7 +157,7 @@ def run_experiment(spec: ExperimentSpec, output: Path, store: str | None = None)
         except UserError as error:
             if cell.kind != "peer":
                 raise
-            left_out[cell.system] = str(error)
+            left_out[cell.system] = f"{error} ({cell.title})"
     for name, reason in left_out.items():
         LOGGER.warning("%s is left out: %s", name, reason)
     rows = [row for row in rows if row["system"] not in left_out]  # also what a peer did before it failed

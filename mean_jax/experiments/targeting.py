@@ -62,7 +62,7 @@ def _treatment(data: ExperimentData, split: str) -> np.ndarray | None:
 
 
 def measure_targeting(predictions: Iterable[Prediction], data: ExperimentData) -> list[Row]:
-    """Returns a row per seed, outcome and comparison on the test split."""
+    """Returns a row per seed, outcome and comparison on the test split, by the predictions of the last horizon."""
     split, last = "test", data.store.schema.layout.num_labels - 1
     outcomes, is_treated_V = split_outcomes(data, split), _treatment(data, split)
     rows: list[Row] = []
