@@ -5,9 +5,10 @@ Command:  python launch/benchmarks/prepare.py [--rows=500000,2000000] [--feature
 The decoder reads the same files with as many processes into one row-major float32 array per unit of work (codes for
 categories), and keeps nothing: the floor of any preparation. A second one also writes these arrays to the disk and
 waits until they are there, as prepare does with its store: the floor of any that keeps what it prepares. prepare reads
-every column once, in its pass `read`, and goes over the rows a second time, as they were spilled, in `sort`; `check`
-reads ids, labels and categories only. Each command is a process of its own, processes start anew, and rounds are
-interleaved; the median is printed with the smallest and the largest. Memory is the sum over processes of the largest
+every column once, in its pass `read`, and goes over the rows a second time, as they were spilled, in `sort`, beside
+which it fits the transform; `check` reads ids, labels and categories only. Each command is a process of its own and
+begins with a disk that has nothing left to write, processes start anew, and rounds are interleaved; the median is
+printed with the smallest and the largest. Memory is the sum over processes of the largest
 resident set of each. Disk: about 7 kB per row of 720 features in --folder.
 """
 
@@ -107,6 +108,7 @@ def _processor_seconds() -> float:
 
 def _measure(command: list[str]) -> tuple[float, float, float, str]:
     """Returns a command's seconds, processor seconds, sum of the processes' peak resident bytes, and standard error."""
+    os.sync()
     start, used = time.perf_counter(), _processor_seconds()
     peaks: dict[int, int] = {}
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors) as running:
