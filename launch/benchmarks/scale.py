@@ -47,7 +47,7 @@ _ROWS = flags.DEFINE_list("rows", ["250000", "500000", "1000000", "2000000"], "C
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Rounds over all sizes.", lower_bound=1, flag_values=_FLAGS)
 _BASE_ROWS = flags.DEFINE_integer(
     "base_rows",
-    100_000,  # the size of the sample that prepare fits on
+    150_000,  # of which enough are training rows to fill the sample that prepare fits on
     "Customers of the run that shows the fixed cost.",
     lower_bound=5000,
     flag_values=_FLAGS,
