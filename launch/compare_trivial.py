@@ -13,8 +13,9 @@ import numpy as np
 from mean_jax.cli import common
 from mean_jax.data.store import Store
 from mean_jax.evaluation.metrics import point_metrics
-from mean_jax.experiments.cells import peer_predictions
+from mean_jax.experiments.cells import PeerTables, peer_predictions
 from mean_jax.experiments.data import ExperimentData
+from mean_jax.experiments.results import DETERMINISTIC
 
 _FLAGS = flags.FlagValues()  # of this command alone
 _DATA = flags.DEFINE_string("data", None, "Training store.", required=True, flag_values=_FLAGS)
@@ -32,13 +33,16 @@ def _main() -> None:
         (horizon, "MEAN"): {name: spaces["currency"][name]["value"] for name in _METRICS}
         for horizon, spaces in evaluation["horizons"].items()
     }
-    for name in ("past_spend", "constant_mean"):
-        for prediction in peer_predictions(name, data, range(1)):
-            if prediction.split == "test":
-                label_V = labels_VxT[:, prediction.horizon]
-                is_known_V = ~np.isnan(label_V)
-                horizon = data.store.schema.horizons[prediction.horizon]
-                lines[horizon, name] = point_metrics(label_V[is_known_V], prediction.raw_V[is_known_V])
+    tables = PeerTables(data)
+    for index, horizon in enumerate(data.store.schema.horizons):
+        is_known_V = ~np.isnan(labels_VxT[:, index])
+        for name in ("past_spend", "constant_mean"):
+            (raw_V,) = (
+                prediction.raw_V
+                for prediction in peer_predictions(name, tables, index, DETERMINISTIC)
+                if prediction.split == "test"
+            )
+            lines[horizon, name] = point_metrics(labels_VxT[is_known_V, index], raw_V[is_known_V])
     print(f"{'horizon':<9}{'predictor':<15}" + "".join(f"{name:>17}" for name in _METRICS))
     for horizon in data.store.schema.horizons:
         for name in ("MEAN", "past_spend", "constant_mean"):
