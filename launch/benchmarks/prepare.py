@@ -3,18 +3,20 @@
 Command:  python launch/benchmarks/prepare.py [--rows=500000,2000000] [--features=720] [--num_workers=2]
 
 The decoder reads the same files with as many processes into one row-major float32 array per unit of work (codes for
-categories), and keeps nothing: the floor of any preparation. A second one also writes these arrays to the disk and
-waits until they are there, as prepare does with its store: the floor of any that keeps what it prepares. prepare reads
-every column once, in its pass `read`, and goes over the rows a second time, as they were spilled, in `sort`, beside
-which it fits the transform; `check` reads ids, labels and categories only. Each command is a process of its own and
-begins with a disk that has nothing left to write, processes start anew, and rounds are interleaved; the median is
-printed with the smallest and the largest. Memory is the sum over processes of the largest
+categories), and keeps nothing: the floor of any preparation. A second one shuffles these arrays as a table beyond
+memory must be: it writes them, reads them again, writes them in random order with a checksum and waits until they are
+on the disk. It checks, fits and encodes nothing and shuffles within units only, so it is the floor of any preparation
+that shuffles. prepare reads every column once, in its pass `read`, and goes over the rows a second time, as they were
+spilled, in `sort`, beside which it fits the transform; `check` reads ids, labels and categories only. Each command is a
+process of its own and begins with a disk that has nothing left to write, processes start anew, and rounds are
+interleaved; the median is printed with the smallest and the largest. Memory is the sum over processes of the largest
 resident set of each. Disk: about 7 kB per row of 720 features in --folder.
 """
 
 from collections.abc import Iterator
 import contextlib
 import functools
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -31,6 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mean_jax.cli import common
+from mean_jax.data.spill import take_rows
 from mean_jax.data.synthetic import CUSTOMERS_FOLDER, SyntheticSpec, write_synthetic
 from mean_jax.data.tables import open_tables
 from mean_jax.data.units import Unit, split_units
@@ -45,13 +48,14 @@ _NUM_WORKERS = flags.DEFINE_integer("num_workers", None, "Processes of both; by 
 _NUMERIC_TYPE = flags.DEFINE_string("numeric_type", "float32", "As of mean-jax-prepare.", flag_values=_FLAGS)
 _FOLDER = flags.DEFINE_string("folder", None, "Where the data goes; a temporary folder if none.", flag_values=_FLAGS)
 _DECODE = flags.DEFINE_string("decode", None, "Only decode this table: how the parent runs it.", flag_values=_FLAGS)
-_KEEP_IN = flags.DEFINE_string("keep_in", None, "Folder for what --decode reads.", flag_values=_FLAGS)
+_SHUFFLE_IN = flags.DEFINE_string("shuffle_in", None, "Folder to shuffle --decode's rows in.", flag_values=_FLAGS)
 _POLL_SECONDS = 0.05
+_BLOCK_ROWS = 180  # written at a time: half a megabyte at 720 features
 _PASSES = ("check", "read", "sort")
 
 
-def _decode_unit(unit: Unit, folder: str | None) -> int:
-    """Returns the rows of a unit after copying them into row-major float32 arrays, and these to the disk if asked."""
+def _decode_unit(unit: Unit, folder: str | None) -> tuple[int, int]:
+    """Copies a unit's rows into row-major float32 arrays, and these to a file if asked; returns its index and rows."""
     columns = unit.pieces[0].source.schema.names
     num_rows = 0
     with contextlib.ExitStack() as stack:
@@ -60,10 +64,34 @@ def _decode_unit(unit: Unit, folder: str | None) -> int:
             num_rows += len(values_BxC)
             if file is not None:
                 file.write(values_BxC.data)
-        if file is not None:
-            file.flush()
-            os.fsync(file.fileno())
-    return num_rows
+    return unit.index, num_rows
+
+
+@functools.cache
+def _room(num_rows: int, num_columns: int) -> np.ndarray:
+    """Returns an array kept by each process: fresh pages cost as much as reading into them."""
+    return np.empty((num_rows, num_columns), np.float32)
+
+
+def _shuffle_unit(written: tuple[int, int], folder: str) -> str:
+    """Writes a unit's file again in random order, to the disk, and returns the SHA-256 of what it wrote."""
+    index, num_rows = written
+    path = Path(folder) / str(index)
+    num_columns = path.stat().st_size // (4 * num_rows)
+    values_BxC, room_BxC = _room(num_rows, num_columns), _room(_BLOCK_ROWS, num_columns)
+    with open(path, "rb") as file:
+        file.readinto(values_BxC.data)
+    path.unlink()
+    order_B = np.random.default_rng(index).permutation(num_rows)
+    digest = hashlib.sha256()
+    with open(path.with_suffix(".shuffled"), "wb") as file:
+        for start in range(0, num_rows, _BLOCK_ROWS):
+            block_BxC = take_rows(values_BxC, order_B[start : start + _BLOCK_ROWS], room_BxC)
+            digest.update(block_BxC.data)
+            file.write(block_BxC.data)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _arrays(unit: Unit, columns: list[str]) -> Iterator[np.ndarray]:
@@ -83,7 +111,10 @@ def _values(column: pa.Array) -> np.ndarray:
 
 def _decode(path: str, num_workers: int, folder: str | None) -> None:
     with Workers(num_workers) as workers:
-        sum(workers.map(functools.partial(_decode_unit, folder=folder), split_units(open_tables(path, "--decode"))))
+        units = split_units(open_tables(path, "--decode"))
+        decoded = list(workers.map(functools.partial(_decode_unit, folder=folder), units))
+        if folder is not None:
+            list(workers.map(functools.partial(_shuffle_unit, folder=folder), decoded))
 
 
 def _peak_bytes(pid: int) -> dict[int, int]:
@@ -142,11 +173,11 @@ def _measure_size(num_rows: int, folder: Path, num_workers: int) -> float:
     own = [sys.executable, __file__, f"--num_workers={num_workers}", f"--decode={table}"]
     ours = [sys.executable, "-m", "mean_jax.cli.prepare", f"--num_workers={num_workers}", f"--input={table}"]
     ours += [f"--output={store}", f"--numeric_type={_NUMERIC_TYPE.value}"]
-    decoded, kept, prepared, passes, peaks = [], [], [], [], []
+    decoded, shuffled, prepared, passes, peaks = [], [], [], [], []
     for _ in range(_ROUNDS.value):
         decoded.append(_measure(own)[:2])
-        with tempfile.TemporaryDirectory(dir=folder) as keep_in:
-            kept.append(_measure([*own, f"--keep_in={keep_in}"])[0])
+        with tempfile.TemporaryDirectory(dir=folder) as shuffle_in:
+            shuffled.append(_measure([*own, f"--shuffle_in={shuffle_in}"])[0])
         shutil.rmtree(store, ignore_errors=True)
         *seconds, peak, log = _measure(ours)
         prepared.append(seconds)
@@ -154,11 +185,11 @@ def _measure_size(num_rows: int, folder: Path, num_workers: int) -> float:
         peaks.append(peak)
     shutil.rmtree(store)
     (decode, decode_cpu), (whole, whole_cpu) = np.array(decoded).T, np.array(prepared).T
-    keep = np.array(kept)
-    lines = [("PyArrow alone", decode), ("PyArrow, arrays written", keep), ("prepare", whole)]
+    shuffle = np.array(shuffled)
+    lines = [("PyArrow alone", decode), ("PyArrow, arrays shuffled on disk", shuffle), ("prepare", whole)]
     lines += [(f"its pass {name}", seconds) for name, seconds in zip(_PASSES, np.array(passes).T, strict=True)]
     for name, values in lines:
-        ratios = f"{_spread(decode / values, 2)} | {_spread(keep / values, 2)}"
+        ratios = f"{_spread(decode / values, 2)} | {_spread(shuffle / values, 2)}"
         print(f"| {num_rows:,} | {name} | {_spread(num_rows / values)} | {ratios} |")
     in_cpu = f"{_spread(num_rows / whole_cpu)} | {_spread(decode_cpu / whole_cpu, 2)}"
     print(f"| {num_rows:,} | prepare, per second of processor time | {in_cpu} | |")
@@ -169,11 +200,11 @@ def _measure_size(num_rows: int, folder: Path, num_workers: int) -> float:
 def _main() -> None:
     num_workers = _NUM_WORKERS.value or available_processors()
     if _DECODE.value:
-        _decode(_DECODE.value, num_workers, _KEEP_IN.value)
+        _decode(_DECODE.value, num_workers, _SHUFFLE_IN.value)
         return
     with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
         print(f"{num_workers} processes, {_FEATURES.value} features, {_NUMERIC_TYPE.value}\n")
-        print("| rows | | rows/s | of PyArrow alone | of PyArrow, arrays written |\n| --- | --- | --- | --- | --- |")
+        print("| rows | | rows/s | of PyArrow alone | of PyArrow, shuffled |\n| --- | --- | --- | --- | --- |")
         peaks = [_measure_size(int(rows), Path(folder), num_workers) for rows in _ROWS.value]
     print("\nPeak memory relative to the first size: " + json.dumps([round(peak / peaks[0], 3) for peak in peaks]))
 
