@@ -120,6 +120,12 @@ class HorizonCalibration:
     seeds: tuple[Calibration, ...]  # of each seed alone, for the spread over seeds
     percentiles: np.ndarray  # [1001] raw currency predictions of the validation split at PERCENTILE_LEVELS
 
+    def percentile(self, raw_B: np.ndarray) -> np.ndarray:
+        """Returns what share of the validation customers have a lower raw prediction, [B], 0 to 100."""
+        above_B = np.interp(raw_B, self.percentiles, PERCENTILE_LEVELS)  # of many equal ones, the level of the last
+        first_B = np.minimum(np.searchsorted(self.percentiles, raw_B), len(self.percentiles) - 1)
+        return np.where(self.percentiles[first_B] == raw_B, PERCENTILE_LEVELS[first_B], above_B)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "ensemble": self.ensemble.to_dict(),

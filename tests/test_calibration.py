@@ -12,7 +12,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from mean_jax.evaluation import metrics
-from mean_jax.evaluation.calibration import Calibration, default_num_bins, fit_calibration
+from mean_jax.evaluation.calibration import Calibration, default_num_bins, fit_calibration, fit_levelled
+from mean_jax.run import PERCENTILE_LEVELS, HorizonCalibration
 
 
 def make_split(num_rows: int, seed: int = 0, positive_rate: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +83,29 @@ class TestFit:
         # Halves of the upper half: 5000, 2500, ... down to at least 100 rows.
         assert len(calibration.knots) == 2 + 5
         np.testing.assert_allclose(calibration(prediction_V[2500:]), prediction_V[2500:], rtol=0.05)
+
+
+class TestFitLevelled:
+    def test_shape_of_one_split_and_level_of_both(self):
+        (prediction_V, label_V), (train_prediction_V, train_label_V) = make_split(2000), make_split(9000, seed=1)
+        levelled = fit_levelled(prediction_V, label_V, train_prediction_V, 3 * train_label_V)
+        total = levelled(prediction_V).sum() + levelled(train_prediction_V).sum()
+        assert total == pytest.approx(label_V.sum() + 3 * train_label_V.sum(), rel=1e-12)
+        alone = fit_calibration(prediction_V, label_V)
+        factor_V = levelled(train_prediction_V) / alone(train_prediction_V)
+        np.testing.assert_allclose(factor_V, factor_V[0], rtol=1e-12)
+        assert factor_V[0] > 2
+
+
+class TestPercentile:
+    def test_share_of_lower_predictions_with_and_without_ties(self):
+        rng = np.random.default_rng(0)
+        prediction_V = np.concatenate([np.full(6000, -1.0), np.full(1000, 2.0), rng.normal(4.0, 1.0, 3000)])
+        curve = fit_calibration(prediction_V, np.maximum(prediction_V, 0.0))
+        calibration = HorizonCalibration(curve, (curve,), np.percentile(prediction_V, PERCENTILE_LEVELS))
+        value_B = np.concatenate([[-9.0, -1.0, 2.0, 99.0], rng.permutation(prediction_V)[:500], rng.normal(4, 1, 500)])
+        lower_B = 100 * (prediction_V[None] < value_B[:, None]).mean(axis=1)
+        np.testing.assert_allclose(calibration.percentile(value_B), lower_B, atol=0.11)
 
 
 class TestStrictlyIncreasing:

@@ -32,6 +32,13 @@ def test_a_system_without_randomness_is_paired_with_every_seed():
     assert difference.is_larger_than_noise == (test.pvalue < 0.05)
 
 
+def test_a_random_system_that_was_fitted_once_brings_noise_of_its_own():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(4000, 4))  # nothing differs: about one in twenty may pass for a difference
+    found = [paired_difference(dict(enumerate(draw[:3])), {0: draw[3]}).is_larger_than_noise for draw in draws]
+    assert np.mean(found) == pytest.approx(0.05, abs=0.015)
+
+
 def test_only_common_seeds_are_paired_and_one_pair_has_no_interval():
     assert paired_difference(A, {0: 0.6, 9: 1.0}).mean == pytest.approx(0.01)
     assert math.isnan(paired_difference(A, {0: 0.6, 9: 1.0}).half_width)

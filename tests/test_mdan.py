@@ -141,6 +141,17 @@ def test_pairwise_loss_equals_the_loop_over_pairs():
     assert float(loss) == pytest.approx(mdan_oracle.pairwise(np.float64(e), Y[:, 0], rows, 20.0), rel=1e-5)
 
 
+def test_a_zero_embedding_has_no_cosine_and_no_gradient():
+    e = RNG.normal(size=(4, 3)).astype(np.float32)
+    e[1] = 0.0
+    weights = RNG.normal(size=(4, 4)).astype(np.float32)
+    cosines, pull = jax.vjp(mdan.cosine_similarities, jnp.asarray(e))
+    (gradient,) = pull(jnp.asarray(weights))
+    assert (np.asarray(cosines)[1] == 0).all() and (np.asarray(cosines)[:, 1] == 0).all()
+    assert float(cosines[0, 2]) == pytest.approx(mdan_oracle.cosine(e[0], e[2]), rel=1e-5)
+    assert (np.asarray(gradient)[1] == 0).all() and np.abs(np.asarray(gradient)[[0, 2, 3]]).max() > 1e-3
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_ranksim_loss_and_gradient_equal_the_loop_over_anchors(reduction):
     e, index, valid, rows = embeddings()

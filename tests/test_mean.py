@@ -212,6 +212,23 @@ def test_ablations_cut_exactly_their_gradient():
     assert same is not None
 
 
+def test_each_stop_gradient_cuts_its_side_alone():
+    alone = dataclasses.replace(TINY, kl_weight=0.0, beta=0.0, gamma=0.0)
+    huber = gradients_of(alone)["head_0"]["attention"]
+
+    def trains_dam_and_theta(**changes):
+        head = gradients_of(dataclasses.replace(alone, **changes))["head_0"]
+        moved = jax.tree.map(lambda leaf, other: leaf - other, head["attention"], huber)
+        return norms(head["dam"]) > 1e-6, norms(moved) > 1e-6
+
+    assert trains_dam_and_theta(kl_weight=1.0) == (True, True)
+    assert trains_dam_and_theta(kl_weight=1.0, stop_gradient_kl="b") == (False, True)
+    assert trains_dam_and_theta(kl_weight=1.0, stop_gradient_kl="theta") == (True, False)
+    assert trains_dam_and_theta(gamma=1.0) == (True, True)
+    assert trains_dam_and_theta(gamma=1.0, stop_gradient_distillation="b") == (False, True)
+    assert trains_dam_and_theta(gamma=1.0, stop_gradient_distillation="theta") == (True, False)
+
+
 def test_extreme_inputs_have_finite_losses_and_gradients():
     model, variables = build()
     for x in (np.zeros_like(X), np.full_like(X, 1e4), -1e4 * np.ones_like(X)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import integrate, optimize, special, stats
 
 from mean_jax.errors import UserError
 from mean_jax.experiments.peers import repeat_purchases
@@ -15,6 +15,7 @@ from mean_jax.experiments.peers.purchase_history import History, purchase_histor
 from mean_jax.experiments.peers.repeat_purchases import (
     GammaGamma,
     bgnbd,
+    bgnbd_expectation,
     fit_bgnbd,
     fit_gamma_gamma,
     fit_paretonbd,
@@ -108,6 +109,25 @@ class TestExpectationsByIntegration:
             future = -np.expm1(-rate * drop * self.HORIZON) / drop
             expected = (weights * alive * future).sum() / (weights * (alive + gone)).sum()
             assert value == pytest.approx(expected, rel=2e-3)
+
+    @pytest.mark.parametrize("horizon_days", [30.0, 365.0])
+    @pytest.mark.parametrize(
+        ("r", "alpha", "a", "b"),
+        # As on CDNOW (in weeks); two with a + b < 1, as on Ta-Feng and Online Retail II; one with a > 1.
+        [(0.243, 4.414, 0.793, 2.426), (0.822, 19.2, 0.033, 0.543), (0.9, 60.0, 0.082, 0.78), (2.0, 10.0, 1.7, 3.0)],
+    )
+    def test_bgnbd_expectation(self, r, alpha, a, b, horizon_days):
+        """The purchase rate is integrated in closed form, the chance to leave after a purchase numerically."""
+        cases = np.concatenate([CASES, [[0, 0, 2.0], [300, 700, 730.0]]])
+        values = bgnbd_expectation(horizon_days, *cases.T, r=r, alpha=alpha, a=a, b=b)
+        for (x, recency, age), value in zip(cases, values, strict=True):
+
+            def future(drop, shape=r + x, share=horizon_days / (alpha + age)):
+                return -np.expm1(-shape * np.log1p(drop * share)) / drop if drop else shape * share
+
+            integral, _ = integrate.quad(future, 0, 1, weight="alg", wvar=(a - 1, b + x - 1))
+            gone = special.beta(a + 1, b + x - 1) * ((alpha + age) / (alpha + recency)) ** (r + x) if x else 0.0
+            assert value == pytest.approx(integral / (special.beta(a, b + x) + gone), rel=1e-7)
 
     def test_paretonbd(self, train):
         with quiet():
@@ -260,22 +280,22 @@ class TestFitting:
         from lifetimes import BetaGeoFitter
         from lifetimes.utils import ConvergenceError
 
-        penalties = []
+        fitters = []
         fit = BetaGeoFitter.fit
 
         def fail_twice(self, *args, **kwargs):
-            penalties.append(self.penalizer_coef)
-            if len(penalties) == 1:
+            fitters.append(self)
+            if len(fitters) == 1:
                 raise ConvergenceError("no")
-            if len(penalties) == 2:
+            if len(fitters) == 2:
                 raise np.linalg.LinAlgError("singular")
             return fit(self, *args, **kwargs)
 
         monkeypatch.setattr(BetaGeoFitter, "fit", fail_twice)
         with quiet():
             model = fit_bgnbd(train)
-        assert penalties == [0.0, 1e-3, 1e-2]
-        assert model.fitter.penalizer_coef == 1e-2
+        assert [fitter.penalizer_coef for fitter in fitters] == [0.0, 1e-3, 1e-2]
+        assert model.parameters == dict(fitters[-1].params_)
 
     def test_a_fit_that_never_converges(self, train, monkeypatch):
         monkeypatch.setattr(repeat_purchases, "_MAX_RESTARTS", 1)  # one search alone shows no convergence

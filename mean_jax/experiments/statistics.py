@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from mean_jax.experiments.results import DETERMINISTIC
+
 CONFIDENCE = 0.95
 HIGHER_IS_BETTER = ("gini", "gini_raw", "spearman", "auc")
 
@@ -47,15 +49,17 @@ def spread(values: Mapping[int, float]) -> Spread:
 def paired_difference(reference: Mapping[int, float], other: Mapping[int, float]) -> Difference:
     """Returns reference minus other over the seeds that both have.
 
-    A system with a single value, because nothing in it is random or because it was fitted once, is compared with every
-    seed of the reference.
+    A system with a single value is compared with every seed of the reference. Where it was fitted once although it is
+    random, its own noise is taken to be that of the reference, and the interval is that of a prediction.
 
     Args:
       reference: a value per seed.
-      other: a value per seed, or one value.
+      other: a value per seed, or one value, whose seed is DETERMINISTIC if nothing in the system is random.
     """
+    num_random = 0  # values of `other` whose noise the differences do not show
     if len(other) == 1:
-        (constant,) = other.values()
+        ((other_seed, constant),) = other.items()
+        num_random = int(other_seed != DETERMINISTIC)
         other = dict.fromkeys(reference, constant)
     seeds = sorted(set(reference) & set(other))
     differences = np.array([reference[seed] - other[seed] for seed in seeds], np.float64)
@@ -64,7 +68,8 @@ def paired_difference(reference: Mapping[int, float], other: Mapping[int, float]
     if len(differences) == 1:
         return Difference(float(differences[0]), np.nan)
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)
-    return Difference(float(differences.mean()), float(quantile * differences.std(ddof=1) / np.sqrt(len(differences))))
+    half_width = quantile * differences.std(ddof=1) * np.sqrt(num_random + 1 / len(differences))
+    return Difference(float(differences.mean()), float(half_width))
 
 
 def order_agreement(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:

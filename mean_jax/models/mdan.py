@@ -92,7 +92,8 @@ def choose_anchors(label_B: Array, priority_B: Array, mask_B: Array, num_anchors
 def cosine_similarities(embedding_AxH: Array) -> jax.Array:
     """Returns the cosines of all pairs [A, A]; a zero embedding has cosine 0 with all, and a gradient of 0."""
     squared_Ax1 = jnp.sum(embedding_AxH**2, axis=1, keepdims=True)
-    unit_AxH = embedding_AxH * jax.lax.rsqrt(jnp.maximum(squared_Ax1, MIN_SQUARED_NORM))
+    inverse_Ax1 = jax.lax.rsqrt(jnp.maximum(squared_Ax1, MIN_SQUARED_NORM))
+    unit_AxH = embedding_AxH * jnp.where(squared_Ax1 > MIN_SQUARED_NORM, inverse_Ax1, 0.0)
     return jnp.matmul(unit_AxH, unit_AxH.T)
 
 
@@ -261,7 +262,11 @@ class Mdan(Model):
         return self.batch_axis.share(jnp.sum(jax.vmap(of_horizon, in_axes=(1, 1, 1, 1, 0))(*arguments)))
 
     def predict(self, outputs: Outputs, labels: LabelConstants) -> jax.Array:
-        """Returns the regressed label on the training scale [B, K]; it may be negative."""
+        """Returns the regressed label on the training scale [B, K].
+
+        It may be negative and is not clipped at 0, as amounts are by BASELINES.md 4.2: ranking and calibration need the
+        order below 0 too.
+        """
         return outputs["value"]
 
     def bucket_probabilities(self, outputs: Outputs) -> jax.Array | None:

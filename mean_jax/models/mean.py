@@ -191,7 +191,7 @@ class Mean(Model):
         }
 
     def predict(self, outputs: Outputs, labels: LabelConstants) -> jax.Array:
-        """Returns the prediction on the training scale [B, K]; it may be slightly negative."""
+        """Returns the prediction on the training scale [B, K]; it may be negative, and often is for zero spend."""
         return outputs["value"]
 
     def bucket_probabilities(self, outputs: Outputs) -> jax.Array | None:

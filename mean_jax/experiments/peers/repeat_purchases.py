@@ -6,15 +6,19 @@ Fader, Hardie and Lee 2005 (BG/NBD); Schmittlein, Morrison and Colombo 1987 (Par
     E[purchase days within the horizon | frequency, recency, age] * E[money per purchase day | frequency, money]
 
 lifetimes 0.11.3 is the last release of its line; it works with NumPy 2, SciPy 1.17 and pandas 3, whose deprecation
-warnings `contain.quiet` drops. Customers with equal histories are fitted and predicted once, with their number as the
-weight. Where a fit does not converge it is tried again with an L2 penalty on the parameters.
+warnings `contain.quiet` drops. Its BG/NBD expectation takes the logarithm of a hypergeometric function that is negative
+where a + b < 1 and a customer never came back; that formula is our own here. Customers with equal histories are fitted
+and predicted once, with their number as the weight. Where a fit does not converge it is tried again with an L2 penalty
+on the parameters.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any, TypeAlias
 
 import numpy as np
+from scipy import special
 
 from mean_jax.errors import UserError
 from mean_jax.experiments.peers.purchase_history import History, purchase_history
@@ -35,17 +39,17 @@ class PurchaseModel:
     """A fitted model of the number of purchases.
 
     Attributes:
-      fitter: of lifetimes.
       parameters: by their names in the literature; alpha and beta in days.
+      expectation: expected purchase days [U] of (horizon_days, frequency_U, recency_U, age_U).
     """
 
-    fitter: Any
     parameters: dict[str, float]
+    expectation: Callable[..., np.ndarray]
 
     def expected_purchases(self, history: History, horizon_days: float) -> np.ndarray:
         """Returns the expected number of purchase days in the `horizon_days` after each customer's window, [V]."""
         unique, index_V, _ = _unique_histories(history)
-        return self.fitter.conditional_expected_number_of_purchases_up_to_time(horizon_days, *unique)[index_V]
+        return self.expectation(horizon_days, *unique)[index_V]
 
 
 PurchaseFit: TypeAlias = Callable[[History], PurchaseModel]
@@ -80,8 +84,40 @@ def _check_repeats(history: History) -> None:
         raise UserError("no customer of the training split purchased on two days or more; leave this peer out")
 
 
-def _purchase_model(fitter: Any) -> PurchaseModel:
-    return PurchaseModel(fitter, {name: float(value) for name, value in fitter.params_.items()})
+def _parameters(fitter: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in fitter.params_.items()}
+
+
+def bgnbd_expectation(
+    horizon_days: float,
+    frequency_U: np.ndarray,
+    recency_U: np.ndarray,
+    age_U: np.ndarray,
+    *,
+    r: float,
+    alpha: float,
+    a: float,
+    b: float,
+) -> np.ndarray:
+    """Returns the expected purchase days of the next `horizon_days`, [U] (Fader, Hardie and Lee 2005, eq. 10).
+
+    Euler's transformation takes the power of (alpha + age) / (alpha + age + horizon) into the hypergeometric function,
+    whose first two arguments are then small for any number of purchases; nothing overflows, and any sign is right.
+
+    Args:
+      horizon_days: > 0.
+      frequency_U: days with a repeat purchase.
+      recency_U, age_U: days from the first purchase to the last one and to the end of the window.
+      r, alpha, a, b: parameters of the model, a != 1 and a + b != 1.
+    """
+    share_U = horizon_days / (alpha + age_U + horizon_days)
+    c_U = a + b + frequency_U - 1
+    lost_U = (1 - share_U) ** (a - 1) * special.hyp2f1(a + b - 1 - r, a - 1, c_U, share_U)
+    odds_U = np.zeros(len(frequency_U))  # of having left; 0 without a repeat purchase
+    has_repeat_U = frequency_U > 0
+    x, recency, age = frequency_U[has_repeat_U], recency_U[has_repeat_U], age_U[has_repeat_U]
+    odds_U[has_repeat_U] = a / (b + x - 1) * np.exp((r + x) * np.log((alpha + age) / (alpha + recency)))
+    return c_U / (a - 1) * (1 - lost_U) / (1 + odds_U)
 
 
 def fit_bgnbd(history: History) -> PurchaseModel:
@@ -94,13 +130,14 @@ def fit_bgnbd(history: History) -> PurchaseModel:
 
     _check_repeats(history)
     unique, _, counts_U = _unique_histories(history)
-    return _purchase_model(
+    parameters = _parameters(
         _with_penalties(
             lambda penalty: BetaGeoFitter(penalizer_coef=penalty).fit(*unique, weights=counts_U),
             "BG/NBD",
             len(history.frequency),
         )
     )
+    return PurchaseModel(parameters, functools.partial(bgnbd_expectation, **parameters))
 
 
 def fit_paretonbd(history: History) -> PurchaseModel:
@@ -132,7 +169,8 @@ def fit_paretonbd(history: History) -> PurchaseModel:
             start = np.array(fitter.params_) / (1.0, unit_days, 1.0, unit_days)
         raise _NotConverged
 
-    return _purchase_model(_with_penalties(fit, "Pareto/NBD", len(history.frequency)))
+    fitter = _with_penalties(fit, "Pareto/NBD", len(history.frequency))
+    return PurchaseModel(_parameters(fitter), fitter.conditional_expected_number_of_purchases_up_to_time)
 
 
 @dataclasses.dataclass(frozen=True)
