@@ -34,7 +34,8 @@ def _main() -> None:
         for horizon, spaces in evaluation["horizons"].items()
     }
     tables = PeerTables(data)
-    for index, horizon in enumerate(data.store.schema.horizons):
+    for horizon in evaluation["horizons"]:
+        index = data.store.schema.horizons.index(horizon)
         is_known_V = ~np.isnan(labels_VxT[:, index])
         for name in ("past_spend", "constant_mean"):
             (raw_V,) = (
@@ -44,7 +45,7 @@ def _main() -> None:
             )
             lines[horizon, name] = point_metrics(labels_VxT[is_known_V, index], raw_V[is_known_V])
     print(f"{'horizon':<9}{'predictor':<15}" + "".join(f"{name:>17}" for name in _METRICS))
-    for horizon in data.store.schema.horizons:
+    for horizon in evaluation["horizons"]:
         for name in ("MEAN", "past_spend", "constant_mean"):
             values = lines[horizon, name]
             cells = (float("nan") if values[metric] is None else values[metric] for metric in _METRICS)

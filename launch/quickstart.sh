@@ -1,6 +1,17 @@
 #!/usr/bin/env bash
 # From a public purchase log (CDNOW) to scored customers: bash launch/quickstart.sh [FOLDER]
 # Needs Python >= 3.11 with venv and pip. FOLDER (default: quickstart) keeps every intermediate file.
+usage="usage: bash launch/quickstart.sh [FOLDER]   (a relative one lies in the repository root; default: quickstart)"
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+  echo "$usage"
+  exit
+fi
+if [ $# -gt 1 ] || [[ ${1:-} == -* ]]; then
+  echo "$usage" >&2
+  exit 2
+fi
+# Training saves and ends with 0 when it is interrupted, so its exit code does not stop what follows.
+trap 'echo "interrupted; the same command goes on from here" >&2; exit 130' INT
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" ""
 folder=${1:-quickstart}
 mkdir -p "$folder"

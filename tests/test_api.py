@@ -1,5 +1,6 @@
 """mean_jax.load(run).predict(table): the columns and numbers of the score files, for any kind of table."""
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 import mean_jax
 from mean_jax.errors import UserError
 from mean_jax.scoring.score import score
+from tests.conftest import LABELS
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,17 @@ def test_the_score_files_are_the_same(expected, run_path, table_path, tmp_path):
     scores = pq.read_table(tmp_path / "scores.parquet")
     assert scores.schema.equals(expected.schema)
     assert scores.equals(expected)
+
+
+def test_calibrated_totals_are_those_of_validation_and_training(expected, table, store_path):
+    ids = pa.concat_tables(
+        [pq.read_table(path) for path in store_path.glob("*-ids.parquet") if "test" not in path.name]
+    )
+    fitted = np.isin(table["customer_id"].to_numpy(), ids["id"].to_numpy())
+    assert 600 < fitted.sum() < 1000
+    for label in LABELS:
+        known = fitted & table[label].is_valid().to_numpy()
+        assert expected[label].to_numpy()[known].sum() == pytest.approx(table[label].to_numpy()[known].sum(), rel=1e-4)
 
 
 def test_a_path_may_be_text(run_path, table, expected):
@@ -75,7 +88,7 @@ def test_tables_that_are_refused(predictor, table):
     hidden_null = pa.DictionaryArray.from_arrays(pa.array(range(1000)), pa.array([*ids[:-1], None]))
     cases = [
         (table[:0], r"^the table has no rows$"),
-        (table.drop_columns(["age"]), r"^the model needs it: column age is not in the table"),
+        (table.drop_columns(["age"]), r"^column age, which the model needs, is not in the table; it has customer_id"),
         (table.append_column("age", table["age"]), r"^the table: column age stands there 2 times; rename one$"),
         (
             with_ids(table, pa.array([*ids[:-1], None])),

@@ -153,7 +153,7 @@ def test_mistakes_leave_the_store_as_it_was(copy, call, new_path, tmp_path):
     unknown = replaced(new_table(), **{label: pa.nulls(300, pa.float64()) for label in LABELS})
     pq.write_table(unknown, tmp_path / "unknown.parquet")
     cases = {
-        "less": r"the store needs it: column age is not in .*",
+        "less": r"--input: column age, which the store needs, is not in .*less\.parquet; .*",
         "numbers": r"--input: column customer_id is of type int64, the ids of the store are string; write it as these",
         "negative": r".*negative\.parquet row 300: label cltv_30 is negative .*",
         "unknown": r"--input: no row has a known label; there is nothing to append",

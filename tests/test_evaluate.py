@@ -108,6 +108,34 @@ def test_all_rows_of_a_table(run_path, tmp_path):
     assert evaluate(str(run_path), str(path), "all", tmp_path / "evaluation", num_resamples=2)["rows"] == 80
 
 
+def without_values(table, *names):
+    for name in names:
+        table = table.set_column(table.column_names.index(name), name, [[None] * len(table)])
+    return table
+
+
+@pytest.mark.parametrize(("missing", "horizon"), [("cltv_365", "30"), ("cltv_30", "365")])
+def test_a_horizon_without_a_label_is_left_out(missing, horizon, run_path, tmp_path, call):
+    table = make_table(80, seed=5)
+    pq.write_table(table, tmp_path / "new.parquet")
+    expected = evaluate(str(run_path), str(tmp_path / "new.parquet"), "all", tmp_path / "both", num_resamples=2)
+    pq.write_table(without_values(table, missing), tmp_path / "newer.parquet")
+    output = tmp_path / "evaluation"
+    flags = [f"--workdir={run_path}", f"--data={tmp_path / 'newer.parquet'}", "--split=all", "--num_resamples=2"]
+    code, err = call(evaluate_cli.main, *flags, f"--output={output}")
+    assert code == 0
+    warning = f"newer.parquet has no known label {missing} in this split; left out of the evaluation"
+    assert err.count(warning) == err.count("no known label") == 1
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["horizons"] == {horizon: expected["horizons"][horizon]}
+    assert metrics["rows"] == metrics["horizons"][horizon]["currency"]["rows"]
+    for name, shown in (("seeds", horizon), ("bins", f"{horizon} days")):
+        found, whole = (pq.read_table(folder / f"{name}.parquet") for folder in (output, tmp_path / "both"))
+        assert found.to_pylist() == [row for row in whole.to_pylist() if row["horizon"] == shown]
+    html = (output / "report.html").read_text()
+    assert f"{horizon} days" in html and f"{missing.removeprefix('cltv_')} days" not in html
+
+
 def test_seeds_table_has_every_seed_on_its_own(output):
     seeds = pq.read_table(output / "seeds.parquet").to_pylist()
     keys = {(row["horizon"], row["seed"], row["space"]) for row in seeds}
@@ -161,13 +189,12 @@ def test_wrong_tables_and_stores(run_path, store_path, tmp_path, call):
 
     table = make_table(60, seed=6)
     pq.write_table(table.drop_columns(["cltv_365"]), tmp_path / "no_label.parquet")
-    assert "cltv_365" in error(tmp_path / "no_label.parquet")
+    assert "--data: column cltv_365, which the run needs, is not in" in error(tmp_path / "no_label.parquet")
     pq.write_table(table.drop_columns(["age"]), tmp_path / "no_feature.parquet")
     assert "age" in error(tmp_path / "no_feature.parquet")
-    censored = table.set_column(table.column_names.index("cltv_30"), "cltv_30", [[None] * 60])
-    pq.write_table(censored, tmp_path / "censored.parquet")
+    pq.write_table(without_values(table, *LABELS), tmp_path / "censored.parquet")
     line = error(tmp_path / "censored.parquet", split="all")
-    assert "cltv_30" in line
+    assert "has no known label cltv_30 or cltv_365 in this split; evaluate customers whose horizons are over" in line
     pq.write_table(make_table(300, seed=9), tmp_path / "other.parquet")
     prepare(str(tmp_path / "other.parquet"), tmp_path / "other", PrepareOptions(label_columns=LABELS))
     assert "another transform" in error(tmp_path / "other")

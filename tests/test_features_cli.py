@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+import re
 import sys
 
 import pyarrow as pa
@@ -33,14 +34,19 @@ def test_one_file_sorted_by_id_with_a_report(command: Command, tmp_path: Path) -
     assert "5 rows of 4 customers from 2020-01-01" in report
     assert "1 of 4 customers dropped" in report
     assert "cltv_30: 3 customers labelled, 66.7 % zero, total 40.00" in report
-    assert "constant columns" in report
-    assert "order_count," in report
+    assert "cltv_365: no customer labelled, as the log ends before the horizon is over" in report
+    assert "cltv_365: 0" not in report
+    useless = r"constant columns and labels without a value, to leave out of training: mean-jax-prepare --exclude=(.*)"
+    *constant, label = re.search(useless, report)[1].split(",")
+    assert "order_count" in constant
+    assert label == "cltv_365"
 
 
 def test_negative_labels_are_set_to_zero_and_counted(command: Command, tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.parquet", good_log(amount=[10.0, 20.0, 30.0, -40.0, 50.0]))
     report = command(log, f"--output={tmp_path / 'net.parquet'}", "--horizons=30")
     assert "total 0.00; 1 below 0 were set to 0" in report
+    assert "without a value" not in report
     assert pq.read_table(tmp_path / "net.parquet")["cltv_30"].to_pylist() == [0.0, 0.0, 0.0]
     assert "below 0" not in command(log, f"--output={tmp_path / 'gross.parquet'}", "--horizons=30", "--nonet")
 

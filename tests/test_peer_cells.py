@@ -5,14 +5,17 @@ import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from mean_jax.cli import experiment
 from mean_jax.errors import UserError
-from mean_jax.experiments import runner
+from mean_jax.evaluation.calibration import fit_calibration
+from mean_jax.experiments import cells, runner
 from mean_jax.experiments.data import ExperimentData
 from mean_jax.experiments.peers import PEERS
 from mean_jax.experiments.spec import ExperimentSpec
 from tests.conftest import SMALL_EXPERIMENT
+from tests.peers_data import make_task
 
 
 class Fits:
@@ -91,3 +94,18 @@ def test_targeting_fits_peers_to_the_last_horizon_alone(store, tmp_path):
     assert last > 0 and not left_out
     fits = [(cell.system, cell.identity["horizon"]) for cell in planned if cell.kind == "peer"]
     assert fits == 3 * [("lightgbm_l2", last)] + [("constant_zero", last)]
+
+
+def test_a_peers_calibration_has_the_totals_of_validation_and_training():
+    task = make_task()
+
+    def predict(table):
+        return table.numeric[:, 0] - 3.0
+
+    calibrate = cells._peer_calibration(predict, task)
+    total = sum(calibrate(predict(table)).sum() for table in (task.validation, task.train))
+    assert total == pytest.approx(task.validation.label.sum() + task.train.label.sum(), rel=1e-9)
+    shape = calibrate(predict(task.train)) / fit_calibration(predict(task.validation), task.validation.label)(
+        predict(task.train)
+    )
+    np.testing.assert_allclose(shape, shape[0], rtol=1e-9)

@@ -1,7 +1,10 @@
 """What every peer promises: finite and repeatable predictions that rank, on clean and on awkward data, quietly."""
 
 import dataclasses
+from pathlib import Path
+import re
 import sys
+import tomllib
 import warnings
 
 import numpy as np
@@ -174,6 +177,11 @@ class TestApplies:
 
 
 class TestUnavailable:
+    def test_the_extra_has_their_libraries_and_little_else(self):
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+        extra = {re.match(r"[\w-]+", wanted)[0] for wanted in project["optional-dependencies"]["peers"]}
+        assert extra == {"pandas", *(peer.library for peer in PEERS.values())} - {"numpy"}
+
     def test_numpy_is_always_there(self):
         assert unavailable("rfm") is None
 

@@ -136,14 +136,22 @@ def test_a_label_that_is_no_amount(refused, table, value, message):
 def test_labels_that_teach_nothing(refused, table):
     refused(
         replaced(table, cltv_365=np.zeros(1000)),
-        r"--label_columns: cltv_365 is never above zero in the training split; drop it from --label_columns and add "
-        r"--exclude=cltv_365",
+        r"label cltv_365 is never above zero in the training split; leave it out with --exclude=cltv_365 and, "
+        r"if given, take it out of --label_columns\n",
     )
     refused(
         replaced(table, cltv_365=pa.nulls(1000, pa.float64())),
-        r"--label_columns: cltv_365 has no value in the training split; drop it from --label_columns and add",
+        r"label cltv_365 has no value in the training split; leave it out with --exclude=cltv_365 and",
     )
     refused(replaced(table, cltv_30=table["city"]), r"--label_columns: cltv_30 is of type string; a label is an amount")
+
+
+def test_a_useless_label_may_be_left_out(call, table, tmp_path):
+    pq.write_table(replaced(table, cltv_365=pa.nulls(1000, pa.float64())), tmp_path / "table.parquet")
+    arguments = [f"--input={tmp_path / 'table.parquet'}", f"--output={tmp_path / 'store'}"]
+    code, stderr = call(main, *arguments)
+    assert code == 2 and "leave it out with --exclude=cltv_365" in stderr
+    assert call(main, *arguments, "--exclude=cltv_365")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -317,13 +325,13 @@ def test_a_label_unknown_in_the_whole_validation_split(refused, table):
     label = table["cltv_365"].to_numpy().copy()
     label[part == "validation"] = np.nan
     unknown = replaced(table, part=pa.array(part), cltv_365=pa.array(label, from_pandas=True))
-    refused(unknown, r"--label_columns: cltv_365 has no value in the validation split", "--split_column=part")
+    refused(unknown, r"label cltv_365 has no value in the validation split", "--split_column=part")
 
 
 def test_a_label_that_is_zero_in_the_whole_validation_split(refused, table):
     part = np.array(["train", "validation", "test"])[np.arange(1000) % 3]
     label = np.where(part == "validation", 0.0, table["cltv_30"].to_numpy())
-    message = r"--label_columns: cltv_30 is never above zero in the validation split; drop it from --label_columns and"
+    message = r"label cltv_30 is never above zero in the validation split; leave it out with --exclude=cltv_30 and"
     refused(replaced(table, part=part, cltv_30=label), message, "--split_column=part")
 
 

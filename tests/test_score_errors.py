@@ -121,8 +121,10 @@ def test_a_category_may_come_as_a_number(few, same_scores):
 
 def test_a_missing_column(few, refused):
     renamed = few.rename_columns({"spend": "spending"})
-    refused(r"the model needs it: column spend is not in .*input\.parquet; did you mean spending\?", renamed)
-    refused(r"column customer_id is not in .*input\.parquet", few.drop_columns(["customer_id"]))
+    refused(
+        r"--input: column spend, which the model needs, is not in .*input\.parquet; did you mean spending\?", renamed
+    )
+    refused(r"column customer_id, .* is not in .*input\.parquet", few.drop_columns(["customer_id"]))
 
 
 def test_text_that_is_no_number(few, refused, tmp_path):

@@ -140,6 +140,10 @@ def test_a_missing_column_has_a_nearest_name():
     assert line == "--exclude: column spnd is not in table.csv; did you mean spend?"
     line = str(missing_column("x", "--exclude", ["id", "spend"], "table.csv"))
     assert re.search(r"it has id, spend$", line)
+    line = str(missing_column("spnd", "--input", ["id", "spend"], "table.csv", "the model"))
+    assert line == "--input: column spnd, which the model needs, is not in table.csv; did you mean spend?"
+    line = str(missing_column("spnd", "", ["id", "spend"], "the table"))
+    assert line == "column spnd is not in the table; did you mean spend?"
 
 
 def csv_types(path, lines: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ Command:  python launch/benchmarks/train_step.py
 
 One replica, one horizon, Adam, float32, standard-encoded numeric features: dispatches of S steps as training runs
 them. In every round each contender runs once after the other, so a load that comes and goes hits all alike; a ratio is
-the median over the rounds, with the smallest and the largest. PyTorch (extra [peers]) computes the same model, which
+the median over the rounds, with the smallest and the largest. PyTorch (extra [bench]) computes the same model, which
 is checked first on a whole dispatch. The ceiling is the time of the step's own matrix products as an XLA program of
 nothing else; mixing the experts and weighting the buckets, 0.3 % of the FLOP, are left out of it. The store has just
 been written, so its reads come from the page cache.
@@ -137,7 +137,7 @@ def _torch_contenders(program: Program, words_SxBxW: np.ndarray) -> dict[str, Co
       UserError: they do not.
     """
     if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed, so its lines are left out: pip install -e '.[peers]'\n")
+        print("PyTorch is not installed, so its lines are left out: pip install -e '.[bench]'\n")
         return {}
     import mean_torch
 

@@ -3,7 +3,8 @@
 In a job of several processes any end but the normal one is told to the others first, see `mean_jax.distributed`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import errno
 import functools
 import os
@@ -20,6 +21,7 @@ from mean_jax.errors import UserError
 
 flags.disclaim_key_flags()  # what this module defines belongs to the command that asks for it
 _EXIT_FAILED = 1
+_REPEAT_AFTER_S = 0.01  # a lost interrupt; longer than a callback takes, too short for a person to notice
 
 
 def fail(message: object) -> NoReturn:
@@ -106,6 +108,37 @@ def _end_failed_job(error: Exception) -> None:
         distributed.end("failed", _EXIT_FAILED, f"failed, its traceback tells more: {last_line}")
 
 
+@contextlib.contextmanager
+def _repeated_interrupts() -> Iterator[None]:
+    """Raises Ctrl-C, and the exit that SIGTERM asks for, again where Python has thrown them away.
+
+    It does so with all that is raised in a `__del__` or in a callback of the garbage collector, of which JAX has one,
+    and in the hook that it tells as well. A timer's signal comes a little later, most likely in ordinary code; if not,
+    it is lost and repeated in its turn.
+    """
+    lost: list[BaseException] = []
+    report = sys.unraisablehook
+
+    def hear(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
+            lost.append(unraisable.exc_value.with_traceback(None))  # which would keep alive what is being deleted
+            signal.setitimer(signal.ITIMER_REAL, _REPEAT_AFTER_S)
+        else:
+            report(unraisable)
+
+    def repeat(*_: object) -> NoReturn:
+        raise lost[-1]
+
+    before = signal.signal(signal.SIGALRM, repeat)
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = report
+        signal.signal(signal.SIGALRM, before)
+
+
 def run(
     main: Callable[[], None],
     argv: Sequence[str] | None = None,
@@ -129,12 +162,13 @@ def run(
     # A command that the scheduler stops removes its temporary files on the way out.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        _parse_flags(argv, flag_values)
-        log.start()
-        if "num_processes" in flag_values:
-            _join_job(flag_values)
-        main()
-        distributed.leave()
+        with _repeated_interrupts():
+            _parse_flags(argv, flag_values)
+            log.start()
+            if "num_processes" in flag_values:
+                _join_job(flag_values)
+            main()
+            distributed.leave()
     except UserError as error:
         fail(error)
     except OSError as error:

@@ -1,6 +1,7 @@
 """mean-jax-features: transaction log -> customer table."""
 
 import datetime
+import itertools
 from pathlib import Path
 import time
 
@@ -143,7 +144,11 @@ def _report(summary: FeatureSummary) -> None:
         span.customers,
         "no transaction in the observation window" if _AS_OF.value else "their observation window ends after the log",
     )
+    uncovered = [name for name, label in summary.labels.items() if not label.labelled]
     for name, label in summary.labels.items():
+        if name in uncovered:
+            LOGGER.warning("%s: no customer labelled, as the log ends before the horizon is over", name)
+            continue
         LOGGER.info(
             "%s: %d customers labelled, %.1f %% zero, total %.2f%s",
             name,
@@ -152,8 +157,11 @@ def _report(summary: FeatureSummary) -> None:
             label.total,
             f"; {label.clipped} below 0 were set to 0" if label.clipped else "",
         )
-    if summary.constant:
-        LOGGER.info("constant columns, to leave out of training: --exclude=%s", ",".join(summary.constant))
+    kinds = (("constant columns", summary.constant), ("labels without a value", uncovered))
+    useless = {what: names for what, names in kinds if names}
+    if useless:
+        names = ",".join(itertools.chain(*useless.values()))
+        LOGGER.info("%s, to leave out of training: mean-jax-prepare --exclude=%s", " and ".join(useless), names)
 
 
 def _main() -> None:

@@ -82,7 +82,7 @@ def _open_input(input_path: str, store: Store) -> tuple[TableSource, pa.DataType
     needed = [schema.id_name, *schema.labels, *schema.numeric, *schema.categorical]
     for name in needed + ([schema.split_column] if schema.split_column else []):
         if name not in source.schema.names:
-            raise missing_column(name, "the store needs it", source.schema.names, input_path)
+            raise missing_column(name, "--input", source.schema.names, input_path, "the store")
     given = source.schema.field(schema.id_name).type
     given = given.value_type if pa.types.is_dictionary(given) else given
     check_id_type(given, schema.id_name)

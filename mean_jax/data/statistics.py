@@ -149,8 +149,8 @@ class RowSample:
 def useless_label(label: str, problem: str, split: str) -> UserError:
     """Returns the error for a label that cannot be learned or watched in a split."""
     return UserError(
-        f"--label_columns: {label} {problem} in the {split} split; "
-        f"drop it from --label_columns and add --exclude={label}"
+        f"label {label} {problem} in the {split} split; leave it out with --exclude={label} and, if given, "
+        "take it out of --label_columns"
     )
 
 

@@ -194,9 +194,18 @@ def open_tables(path: str, flag: str, id_column: str | None = None, all_types: b
     return _typed(source, id_column, all_types)
 
 
-def missing_column(name: str, flag: str, available: Iterable[str], where: object) -> UserError:
-    """Returns the error for a column that is not in the table, with the nearest name that is."""
+def missing_column(name: str, flag: str, available: Iterable[str], where: object, user: str = "") -> UserError:
+    """Returns the error for a column that is not in the table, with the nearest name that is.
+
+    Args:
+      name: of the column.
+      flag: that named the column or the table; empty for a table that no flag named.
+      available: the table's columns.
+      where: the table.
+      user: what needs the column, where no flag named it.
+    """
     available = list(available)
+    subject = f"column {name}, which {user} needs," if user else f"column {name}"
     near = difflib.get_close_matches(name, available, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(available[:8])}"
-    return UserError(f"{flag}: column {name} is not in {where}; {hint}")
+    return UserError(f"{f'{flag}: ' if flag else ''}{subject} is not in {where}; {hint}")

@@ -38,7 +38,7 @@ def _table_words(path: str, split: str, program: Program) -> Iterator[np.ndarray
     needed += [schema.split_column] if schema.split_column and split != ALL else []
     for name in needed:
         if name not in source.schema.names:
-            raise missing_column(name, "the run needs it", source.schema.names, path)
+            raise missing_column(name, "--data", source.schema.names, path, "the run")
     count_unique_ids(source, schema.id_name, "--data")
     if split == ALL:
         schema = dataclasses.replace(schema, split_column=None)
@@ -64,10 +64,10 @@ def _store_words(path: Path, split: str, program: Program) -> Iterator[np.ndarra
     return split_words(store.split(split))
 
 
-def _seeds_table(program: Program, outcomes: list[Outcome]) -> pa.Table:
+def _seeds_table(program: Program, outcomes: dict[int, Outcome]) -> pa.Table:
     """Returns every metric of every seed on its own: columns horizon, seed, space, metric, value."""
     rows = []
-    for horizon, outcome in enumerate(outcomes):
+    for horizon, outcome in outcomes.items():
         for index, (r, _) in enumerate(program.replica_of(horizon)):
             pairs = metric_spaces(
                 program, horizon, outcome.label_V, outcome.raw_SxV[index], outcome.calibrated_SxV[index]
@@ -120,6 +120,8 @@ def _horizon_report(run: Run, horizon: int, outcome: Outcome, means: BucketMeans
 def evaluate(workdir: str, data: str, split: str, output: Path, num_resamples: int = 200) -> dict[str, Any]:
     """Writes metrics.json, bins.parquet, seeds.parquet and report.html; returns the content of metrics.json.
 
+    A horizon without a known label in the split is left out of all of them, with a warning.
+
     Args:
       workdir: a finished run folder.
       data: a training store, or a labelled customer table of which the rows of the split are taken by id.
@@ -136,19 +138,22 @@ def evaluate(workdir: str, data: str, split: str, output: Path, num_resamples: i
     program = run.program
     words = _store_words(Path(data), split, program) if is_store(Path(data)) else _table_words(data, split, program)
     outcomes, means = collect_outcomes(run, words, data)
-    reports = [_horizon_report(run, horizon, outcome, means, num_resamples) for horizon, outcome in enumerate(outcomes)]
-    horizons = {name: dict(report.metrics) for name, report in zip(program.schema.horizons, reports, strict=True)}
-    num_rows = max(len(outcome.label_V) for outcome in outcomes)
+    reports = {
+        program.schema.horizons[horizon]: _horizon_report(run, horizon, outcome, means, num_resamples)
+        for horizon, outcome in outcomes.items()
+    }
+    horizons = {name: dict(report.metrics) for name, report in reports.items()}
+    num_rows = max(len(outcome.label_V) for outcome in outcomes.values())
     metrics = {"model": program.config.model.name, "rows": num_rows, "split": split, "horizons": horizons}
     if distributed.is_lead():
         with atomic_folder(output) as folder:
-            _write_files(folder, run, metrics, reports, outcomes)
+            _write_files(folder, run, metrics, list(reports.values()), outcomes)
     distributed.barrier("the evaluation is written")
     return metrics
 
 
 def _write_files(
-    folder: Path, run: Run, metrics: dict[str, Any], reports: list[HorizonReport], outcomes: list[Outcome]
+    folder: Path, run: Run, metrics: dict[str, Any], reports: list[HorizonReport], outcomes: dict[int, Outcome]
 ) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     pq.write_table(bins_table(reports), folder / "bins.parquet", write_page_checksum=True)

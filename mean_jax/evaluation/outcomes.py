@@ -1,13 +1,15 @@
 """Labels and predictions of a run on a split, per horizon and seed: what metrics, report and experiments begin with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
 from typing import Any
 
 import numpy as np
 
+from mean_jax import distributed
 from mean_jax.errors import UserError
 from mean_jax.labels import make_targets, to_scaled
+from mean_jax.log import LOGGER
 from mean_jax.run import Program, Run
 from mean_jax.sharding import local_mesh, sum_over_processes
 from mean_jax.training.predictions import RowPredictor, is_own, seed_predictions
@@ -67,8 +69,28 @@ class Outcome:
     calibrated_V: np.ndarray
 
 
-def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple[list[Outcome], BucketMeans]:
-    """Predicts all rows once and returns the outcome per horizon with the bucket diagnostics."""
+def _unlabelled_horizons(labels_VxT: np.ndarray, names: Sequence[str], where: str) -> list[int]:
+    """Returns the horizons without any label after a warning; raises UserError if all are."""
+    unlabelled = np.flatnonzero(np.isnan(labels_VxT).all(axis=0)).tolist()
+    if len(unlabelled) == len(names):
+        raise UserError(
+            f"--data: {where} has no known label {' or '.join(names)} in this split; "
+            "evaluate customers whose horizons are over"
+        )
+    if unlabelled and distributed.is_lead():
+        left_out = ", ".join(names[horizon] for horizon in unlabelled)
+        LOGGER.warning("%s has no known label %s in this split; left out of the evaluation", where, left_out)
+    return unlabelled
+
+
+def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple[dict[int, Outcome], BucketMeans]:
+    """Predicts all rows once and returns the outcomes by horizon number with the bucket diagnostics.
+
+    A horizon of which no row has the label has no outcome; a warning names it.
+
+    Raises:
+      UserError: there is no row, or none with a known label.
+    """
     program = run.program
     layout, constants = program.schema.layout, program.label_constants
     predict_fn = make_predict(program.model, layout, local_mesh(), with_diagnostics=True)
@@ -91,17 +113,18 @@ def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple
         raise UserError(f"--data: {where} has no rows in this split")
     means.add_up_processes()
     labels_VxT, scaled_RxVxK = np.concatenate(labels), sum_over_processes(np.concatenate(scaled, axis=1))
-    outcomes = []
+    unlabelled = _unlabelled_horizons(labels_VxT, program.schema.labels, where)
+    outcomes = {}
     for horizon, calibration in enumerate(run.calibrations):
+        if horizon in unlabelled:
+            continue
         is_known_V = ~np.isnan(labels_VxT[:, horizon])
-        if not is_known_V.any():
-            raise UserError(f"--data: {where} has no known label {program.schema.labels[horizon]} in this split")
         raw_SxV = seed_predictions(program, scaled_RxVxK, horizon)[:, is_known_V]
         raw_V = raw_SxV.mean(axis=0)
         pairs = zip(calibration.seeds, raw_SxV, strict=True)
         calibrated_SxV = np.stack([seed(raw) for seed, raw in pairs])
         label_V = labels_VxT[is_known_V, horizon]
-        outcomes.append(Outcome(label_V, raw_SxV, calibrated_SxV, raw_V, calibration.ensemble(raw_V)))
+        outcomes[horizon] = Outcome(label_V, raw_SxV, calibrated_SxV, raw_V, calibration.ensemble(raw_V))
     return outcomes, means
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from mean_jax.evaluation.metrics import NUM_PERCENTILE_BINS
 from mean_jax.experiments.page import Cell, PageTable, cells
 from mean_jax.experiments.paper import METRICS as PAPER_METRICS
 from mean_jax.experiments.paper import paper_value
@@ -26,6 +27,11 @@ NAMES = {
 # Calibration keeps the order, so a ranking metric has one column; of the others both predictions are shown.
 RANKING = ("gini", "gini_raw", "spearman", "auc")
 ERRORS = ("bias", "mae", "rmse")
+SKIPPED = "percentile_mape_bins_skipped"
+_SKIPPED_NOTE = (
+    f"Bins skipped: those of the {NUM_PERCENTILE_BINS} of the calibrated percentile MAPE in which nobody spends, on "
+    "average."
+)
 
 
 def columns_of(metric: str) -> list[tuple[str, str]]:
@@ -36,6 +42,17 @@ def columns_of(metric: str) -> list[tuple[str, str]]:
     return [(f"calibrated_{metric}", name), (f"raw_{metric}", f"{name}, raw")]
 
 
+def _number_columns(metrics: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Returns (column of the results, heading, metric) of a table's numbers, skipped bins beside what skips them."""
+    columns = []
+    for metric in metrics:
+        of_metric = [(column, heading, metric) for column, heading in columns_of(metric)]
+        if metric == "percentile_mape":
+            of_metric.insert(1, (f"calibrated_{SKIPPED}", "bins skipped", SKIPPED))
+        columns += of_metric
+    return columns
+
+
 def _number(value: float, deviation: float = math.nan) -> str:
     if not math.isfinite(value):
         return "n/a"
@@ -44,8 +61,16 @@ def _number(value: float, deviation: float = math.nan) -> str:
     return f"{text} ({deviation:.{digits}f})" if math.isfinite(deviation) else text
 
 
+def _spread_text(value: Spread, metric: str) -> str:
+    if metric == SKIPPED:
+        return f"{value.mean:.1f}" if math.isfinite(value.mean) else "-"
+    return _number(value.mean, value.deviation)
+
+
 def _best(values: Mapping[str, float], metric: str) -> str | None:
-    """Returns the system with the best value; the oracle, which no system can know, does not compete."""
+    """Returns the system with the best value, if there is one; the oracle, which none can know, does not compete."""
+    if metric == SKIPPED:
+        return None
     known = {name: goodness(metric, value) for name, value in values.items() if math.isfinite(value) and name != ORACLE}
     return max(known, key=known.__getitem__) if known else None
 
@@ -58,8 +83,8 @@ def _number_cells(spreads: Mapping[str, list[Spread]], columns: list[tuple[str, 
     ]
     return {
         system: [
-            Cell(_number(value.mean, value.deviation), system == winner)
-            for value, winner in zip(values, best, strict=True)
+            Cell(_spread_text(value, metric), system == winner)
+            for value, winner, (_, _, metric) in zip(values, best, columns, strict=True)
         ]
         for system, values in spreads.items()
     }
@@ -67,7 +92,7 @@ def _number_cells(spreads: Mapping[str, list[Spread]], columns: list[tuple[str, 
 
 def systems_table(results: Results, metrics: tuple[str, ...], split: str, title: str, remark: str = "") -> PageTable:
     """Returns horizons x systems with mean and standard deviation over seeds and the best in bold."""
-    columns = [(column, heading, metric) for metric in metrics for column, heading in columns_of(metric)]
+    columns = _number_columns(metrics)
     rows = []
     for horizon in results.distinct("horizon"):
         spreads = {
@@ -78,13 +103,17 @@ def systems_table(results: Results, metrics: tuple[str, ...], split: str, title:
         }
         rows += [[*cells([horizon, system]), *numbers] for system, numbers in _number_cells(spreads, columns).items()]
     note = "Mean over seeds (standard deviation), best of a horizon in bold; without randomness there is one value."
-    note = f"{note} {remark}".rstrip()
+    note = " ".join(part for part in (note, _skipped_note(metrics), remark) if part)
     return PageTable(title, note, ["horizon", "system", *(heading for _, heading, _ in columns)], rows, num_heads=2)
+
+
+def _skipped_note(metrics: tuple[str, ...]) -> str:
+    return _SKIPPED_NOTE if "percentile_mape" in metrics else ""
 
 
 def summary_table(results: Results, metrics: tuple[str, ...], split: str) -> PageTable:
     """Returns per system the mean of each metric over the horizons, with its spread over seeds."""
-    columns = [(column, heading, metric) for metric in metrics for column, heading in columns_of(metric)]
+    columns = _number_columns(metrics)
     spreads: dict[str, list[Spread]] = {}
     for system in results.distinct("system"):
         for column, _, _ in columns:
@@ -96,6 +125,7 @@ def summary_table(results: Results, metrics: tuple[str, ...], split: str) -> Pag
             spreads.setdefault(system, []).append(spread(means))
     rows = [[Cell(system), *numbers] for system, numbers in _number_cells(spreads, columns).items()]
     note = "Mean over the horizons, then mean over seeds (standard deviation); best in bold."
+    note = f"{note} {_skipped_note(metrics)}".rstrip()
     return PageTable("All horizons together", note, ["system", *(heading for _, heading, _ in columns)], rows)
 
 
@@ -117,8 +147,9 @@ def paired_table(spec: ExperimentSpec, results: Results, split: str) -> PageTabl
             rows.append(cells([horizon, system, *texts]))
     note = (
         f"Advantage of {spec.reference} (positive: better) with the half width of the 95 % t interval over paired "
-        "seeds; a star marks differences larger than that noise. Seeds share split and order of the batches, so "
-        "neither their noise nor that of the test customers is in it."
+        "seeds; a star marks differences larger than that noise. A random system that was fitted once is given the "
+        f"spread of {spec.reference}. Seeds share split and order of the batches, so neither their noise nor that of "
+        "the test customers is in it."
     )
     headings = [heading for _, heading, _ in columns]
     return PageTable(f"{spec.reference} against the others", note, ["horizon", "system", *headings], rows, num_heads=2)
@@ -135,37 +166,45 @@ def _verdict(reference: Mapping[int, float], other: Mapping[int, float], metric:
     return f"{difference.mean:+.4f}{width}{' *' if difference.is_larger_than_noise else ''}"
 
 
+def _paper_columns(spec: ExperimentSpec) -> list[tuple[str, str, str]]:
+    """Returns (metric, column of the results, heading) of what the paper prints of any of the networks."""
+    columns = []
+    for metric in PAPER_METRICS:
+        if any(paper_value(spec.paper, system, "30", metric) is not None for system in spec.network_names):
+            for column, heading in columns_of(metric):
+                is_one_of_two = metric not in RANKING and column.startswith("calibrated_")
+                columns.append((metric, column, f"{heading}, calibrated" if is_one_of_two else heading))
+    return columns
+
+
 def paper_table(spec: ExperimentSpec, results: Results, split: str) -> PageTable | None:
     """Returns the paper's numbers beside ours and the agreement of both orders; None where no horizon is the same."""
-    metrics = [
-        metric
-        for metric in PAPER_METRICS
-        if any(paper_value(spec.paper, system, "30", metric) is not None for system in spec.network_names)
-    ]
+    columns = _paper_columns(spec)
     rows = []
     for horizon in results.distinct("horizon"):
-        theirs: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
-        ours: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
+        theirs: dict[str, dict[str, float]] = {column: {} for _, column, _ in columns}
+        ours: dict[str, dict[str, float]] = {column: {} for _, column, _ in columns}
         for system in spec.network_names:
             texts = []
-            for metric in metrics:
+            for metric, column, _ in columns:
                 printed = paper_value(spec.paper, system, horizon, metric)
                 if printed is not None:
-                    values = results.values(f"calibrated_{metric}", system=system, horizon=horizon, split=split)
-                    theirs[metric][system], ours[metric][system] = printed, spread(values).mean
-                    texts.append(f"{_number(printed)} / {_number(ours[metric][system])}")
+                    values = results.values(column, system=system, horizon=horizon, split=split)
+                    theirs[column][system], ours[column][system] = printed, spread(values).mean
+                    texts.append(f"{_number(printed)} / {_number(ours[column][system])}")
             if texts:
                 rows.append(cells([horizon, system, *texts]))
         if any(theirs.values()):
-            agreement = [_number(order_agreement(ours[metric], theirs[metric])) for metric in metrics]
+            agreement = [_number(order_agreement(ours[column], theirs[column])) for _, column, _ in columns]
             rows.append(cells([horizon, "order, Kendall tau", *agreement]))
     if not rows:
         return None
     note = (
-        "The paper's number / ours (calibrated). The paper's data is private: only the orders can be compared, 1 the "
-        "same, 0 unrelated, -1 the reverse."
+        "The paper's number / ours. The paper mentions no calibration, which can change the order of the errors, so "
+        "its percentile MAPE stands beside our calibrated and beside our raw one, each with its Kendall tau. The "
+        "paper's data is private: only the orders can be compared, 1 the same, 0 unrelated, -1 the reverse."
     )
-    headings = [NAMES.get(metric, metric) for metric in metrics]
+    headings = [heading for _, _, heading in columns]
     return PageTable("The paper's numbers and ours", note, ["horizon", "system", *headings], rows, num_heads=2)
 
 

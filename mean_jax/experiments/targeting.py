@@ -5,7 +5,7 @@ horizon: activation (whether customers who were not active before spend), conver
 mean amount per day. On randomised data the effect of the treatment is compared too: what the campaign itself adds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy as np
 from mean_jax.evaluation.targeting import Comparison, compare_incremental, compare_lift
 from mean_jax.experiments.cells import Prediction, read_table
 from mean_jax.experiments.data import ExperimentData
-from mean_jax.experiments.results import Row
+from mean_jax.experiments.results import DETERMINISTIC, Row
+from mean_jax.experiments.statistics import paired_difference, spread
 
 SHARE = 0.1  # of the customers that are targeted
 ORDER_COUNT = "order_count"  # feature of logs: customers with one order so far count as not yet active
@@ -93,3 +94,27 @@ def _comparisons(
     yield "lift", compare_lift(value_V, score_V, SHARE)
     if is_treated_V is not None:
         yield "incremental", compare_incremental(value_V, is_treated_V[is_known_V], score_V, SHARE)
+
+
+def interval_over_seeds(
+    difference: Mapping[int, float], low: Mapping[int, float], high: Mapping[int, float]
+) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean difference over seeds, with the noise of customers and of seeds in it.
+
+    All seeds are measured on the same customers, whose noise the mean over seeds therefore keeps: its half width on
+    either side is the mean of the seeds' own. The noise of the seeds is that of the t interval of their mean. Being
+    independent, both add in squares on either side (Zou and Donner, Statistics in Medicine 27, 2008). What the seeds
+    do not share of the customers' noise counts twice, so the interval is rather too wide. With one seed it holds the
+    noise of the customers alone; it is NaN where a value is.
+
+    Args:
+      difference: per seed.
+      low: per seed, the lower end of the bootstrap over customers.
+      high: likewise, the upper end.
+    """
+    mean, of_seeds = paired_difference(difference, {DETERMINISTIC: 0.0})
+    if len(difference) == 1:
+        of_seeds = 0.0
+    below = np.maximum(mean - spread(low).mean, 0.0)
+    above = np.maximum(spread(high).mean - mean, 0.0)
+    return float(mean - np.hypot(below, of_seeds)), float(mean + np.hypot(above, of_seeds))

@@ -14,7 +14,7 @@ from mean_jax.data.ids import require_ids
 from mean_jax.data.tables import missing_column, without_views
 from mean_jax.data.transform import RowEncoder
 from mean_jax.errors import UserError
-from mean_jax.run import PERCENTILE_LEVELS, Run, load_run
+from mean_jax.run import Run, load_run
 from mean_jax.sharding import local_mesh
 from mean_jax.training.predictions import RowPredictor, seed_predictions
 from mean_jax.training.step import make_predict
@@ -84,12 +84,18 @@ class Predictor:
                 f"{self.id_column} {value.as_py()!r} stands in {count} rows; one row per customer is needed"
             )
 
-    def check_columns(self, available: list[str], where: str) -> None:
-        """Raises UserError unless the id and all features are among the available columns, each once."""
+    def check_columns(self, available: list[str], where: str, flag: str = "") -> None:
+        """Raises UserError unless the id and all features are among the available columns, each once.
+
+        Args:
+          available: the columns of a table.
+          where: the table, for error lines.
+          flag: where its name came from, if from one.
+        """
         schema = self.run.program.schema
         for name in (schema.id_name, *schema.numeric, *schema.categorical):
             if name not in available:
-                raise missing_column(name, "the model needs it", available, where)
+                raise missing_column(name, flag, available, where, "the model")
             if available.count(name) > 1:
                 raise UserError(f"{where}: column {name} stands there {available.count(name)} times; rename one")
 
@@ -110,7 +116,7 @@ class Predictor:
             calibration = self.run.calibrations[horizon]
             columns[label] = pa.array(calibration.ensemble(raw_B))
             columns[f"{label}_raw"] = pa.array(raw_B)
-            columns[f"{label}_percentile"] = pa.array(np.interp(raw_B, calibration.percentiles, PERCENTILE_LEVELS))
+            columns[f"{label}_percentile"] = pa.array(calibration.percentile(raw_B))
             if buckets is not None:
                 chosen = [buckets[r, :, k] for r, k in program.replica_of(horizon)]
                 columns[f"{label}_buckets"] = _list_column(np.mean(chosen, axis=0))

@@ -177,7 +177,7 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
     predictor = load(run, "--workdir")
     schema = predictor.run.program.schema
     source = open_tables(input_path, "--input", schema.id_name)
-    predictor.check_columns(source.schema.names, input_path)
+    predictor.check_columns(source.schema.names, input_path, "--input")
     columns = [schema.id_name, *schema.numeric, *schema.categorical]
     ignored = [name for name in source.schema.names if name not in (*columns, *schema.labels)]
     if ignored:

@@ -137,7 +137,8 @@ def fit_bgnbd(history: History) -> PurchaseModel:
             len(history.frequency),
         )
     )
-    return PurchaseModel(parameters, functools.partial(bgnbd_expectation, **parameters))
+    r, alpha, a, b = (parameters[name] for name in ("r", "alpha", "a", "b"))
+    return PurchaseModel(parameters, functools.partial(bgnbd_expectation, r=r, alpha=alpha, a=a, b=b))
 
 
 def fit_paretonbd(history: History) -> PurchaseModel:
