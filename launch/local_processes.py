@@ -166,6 +166,8 @@ def main() -> None:
     command = argv[split + 1 :]
     try:
         rest = _FLAGS(argv[:split])
+    except flags.UnrecognizedFlagError as error:
+        fail(error if "--" in argv else f"{error}; if it is one of the command's, put -- before the command")
     except flags.Error as error:
         fail(error)
     if len(rest) > 1 or not command:

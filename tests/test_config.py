@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from mean_jax.cli import train as train_cli
 from mean_jax.config import find_config_file, load_config, parse_config
 from mean_jax.errors import UserError
 from mean_jax.models import MODEL_CONFIGS
@@ -134,3 +135,33 @@ def test_a_broken_config_file_is_named(tmp_path: Path, text, message):
 def test_a_sweep_that_cannot_be_trained_is_refused(overrides, expected):
     with pytest.raises(UserError, match=re.escape(expected)):
         parse_config(load_config("mean", overrides), MODEL_CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "field"),
+    [
+        ((), "mean", "model.attention=row"),
+        (("--config=optdist",), "optdist", "model.inference=hard"),
+        (("--config", "odmn", "--process_id=x"), "odmn", "model.decode=hard"),
+        (("--config.train.seed=1", "-config=mdan"), "mdan", "train.seed=0"),
+        (("--config=nowhere",), "mean", "model.attention=row"),
+        (("--config",), "mean", "model.attention=row"),
+        (("--config=PARTIAL",), "PARTIAL", "train.patience=9"),
+    ],
+)
+@pytest.mark.parametrize("is_last", [False, True])
+def test_help_lists_the_fields_of_the_config_that_is_named(flags, name, field, is_last, tmp_path, monkeypatch, capsys):
+    partial = tmp_path / "partial.py"  # states only where it differs
+    partial.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(): return ConfigDict({'model': {'name': 'odmn'}, 'train': {'patience': 9}})\n"
+    )
+    flags = [flag.replace("PARTIAL", str(partial)) for flag in flags]
+    monkeypatch.setattr("sys.argv", ["mean-jax-train", *([*flags, "--help"] if is_last else ["--help", *flags])])
+    with pytest.raises(SystemExit) as stopped:
+        train_cli.main()
+    assert stopped.value.code == 0
+    _, heading, fields = capsys.readouterr().out.partition("\nFields of ")
+    assert heading and fields.startswith(f"--config={name.replace('PARTIAL', str(partial))} and")
+    assert f"  --config.{field}\n" in fields and "  --config.data.placement=host\n" in fields
+    assert ("model.attention" in fields) == (name == "mean")

@@ -43,6 +43,28 @@ def test_mistakes_are_one_line_and_leave_no_results(arguments, expected, tmp_pat
     assert not (tmp_path / "out/results.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--config.data.name=hillstrom", "--config.data.source=missing.csv"],
+            "--config.data.source: missing.csv does",
+        ),
+        (
+            ["--config.data.name=synthetic", "--config.data.rows=1", "--config.data.num_features=30"],
+            "split has no rows",
+        ),
+    ],
+)
+def test_data_that_are_refused_leave_nothing(flags, expected, tmp_path, call):
+    """A corrected call finds the folder free, whether it was there before or not."""
+    (tmp_path / "empty").mkdir()
+    for output in ("new/out", "empty"):
+        code, lines = call(experiment.main, "--config=table4", f"--output={tmp_path / output}", *flags)
+        assert code == 2 and expected in lines
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
 def test_a_folder_of_something_else_is_refused(finished_experiment, tmp_path, call):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("")
@@ -59,7 +81,11 @@ def test_a_folder_of_something_else_is_refused(finished_experiment, tmp_path, ca
     assert (finished_experiment / "experiment.json").read_text() == before
 
 
-def test_what_an_interrupted_call_made_is_not_taken_for_other_data(tmp_path):
+def refuse(*_):
+    raise UserError("no luck")
+
+
+def test_what_an_interrupted_call_made_is_not_taken_for_other_data(tmp_path, monkeypatch):
     """Only the data are there then, not yet the experiment's own file."""
     spec = DataSpec("synthetic", rows=300, num_features=30, labels=("cltv_30", "cltv_365"))
     with pytest.raises(UserError, match=r"^--config\.data\.source: .*nowhere does not exist"):
@@ -68,6 +94,11 @@ def test_what_an_interrupted_call_made_is_not_taken_for_other_data(tmp_path):
     assert opened.store.schema.labels == spec.labels
     assert not [name for name in opened.store.schema.numeric if name.startswith("cltv_")]
     made = opened.fingerprint()
+    begun = (tmp_path / "data" / "store").rename(tmp_path / "data" / "elsewhere")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no luck"):
+        patch.setattr(data, "prepare", refuse)
+        data.open_data(spec, tmp_path / "data")
+    begun.rename(tmp_path / "data" / "store")  # what an earlier call made stays
     other = dataclasses.replace(spec, rows=301)
     with pytest.raises(UserError, match=r"--output: .*data holds other data .*rows=300.*; choose another --output"):
         data.open_data(other, tmp_path / "data")

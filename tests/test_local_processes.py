@@ -69,6 +69,8 @@ def test_a_process_killed_by_a_signal():
     [
         ((), "stands after the flags and --"),
         (("--num_processes=2", "mean-jax-train"), "stands after the flags and --"),
+        (("mean-jax-train", "--data=store"), "'data'; if it is one of the command's, put -- before the command"),
+        (("--num_proceses=2", "--", "true"), "Did you mean: num_processes ?"),
         (("--num_processes=0", "--", "true"), "num_processes"),
         (("--", "no-such-command"), "no-such-command: no such command"),
         (("--gpus_per_process=2", "--", "true"), "CUDA_VISIBLE_DEVICES=0,1,2 holds 3 GPUs, the job needs 4"),
@@ -80,6 +82,7 @@ def test_mistakes(arguments, words):
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert words in line
+    assert ("put --" in line) == ("--data=store" in arguments)
 
 
 def test_help():

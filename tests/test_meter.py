@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mean_jax.errors import UserError
-from mean_jax.training.meter import EpochMeter
+from mean_jax.training.meter import EpochMeter, horizon_means
 
 NAMES = [("30", 0), ("365", 1)]
 ACTIVE = np.array([True, True])
@@ -98,3 +98,22 @@ def test_skipped_batches_are_counted_left_out_and_said_once_per_epoch(caplog):
         assert [record.getMessage() for record in caplog.records] == [
             "horizon 365, seed 1: skipping batches whose loss or gradient is not finite, first at step 6"
         ]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_active", "expected"),
+    [
+        (["30", "180", "365"], [True, False, True], "30: 0.1000, 365: 0.3000"),
+        (["30", "365", "30", "365", "30", "365"], [True] * 6, "30: 0.3000 (3 seeds), 365: 0.4000 (3 seeds)"),
+        (
+            ["30", "365", "30", "365", "30"],
+            [False, True, True, False, True],
+            "30: 0.4000 (2 seeds), 365: 0.2000 (1 seed)",
+        ),
+        (["30 tau=1", "30 tau=2", "30+365"], [True, True, True], "30 tau=1: 0.1000, 30 tau=2: 0.2000, 30+365: 0.3000"),
+        (["30", "365"], [False, False], ""),
+    ],
+)
+def test_horizons_are_named_and_those_that_stopped_left_out(names, is_active, expected):
+    value_R = np.arange(1, len(names) + 1, dtype=np.float32) / 10
+    assert horizon_means(names, value_R, np.array(is_active)) == expected

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mean_jax import load
+from mean_jax.cli import prepare as prepare_cli
 from mean_jax.cli import train as train_cli
 from mean_jax.data.store import Store
 from mean_jax.errors import UserError
@@ -19,7 +22,7 @@ from mean_jax.sharding import data_mesh, state_shardings
 from mean_jax.training import checkpoints, loop
 from mean_jax.training.profile import Profile
 from mean_jax.training.writers import read_metrics
-from tests.conftest import TINY, tiny_config, train_tiny
+from tests.conftest import TINY, make_table, tiny_config, train_tiny
 
 FLAGS = [f"--config.{override}" for override in TINY]
 
@@ -140,6 +143,56 @@ def test_a_finished_run_is_not_trained_again(whole_run, store_path, tmp_path):
     assert (run / "run.json").stat().st_mtime_ns == before
 
 
+def test_a_finished_run_is_refused_once_its_store_has_more_rows(whole_run, store_path, tmp_path, call):
+    run, store = shutil.copytree(whole_run, tmp_path / "run"), shutil.copytree(store_path, tmp_path / "store")
+    rows = make_table(300)
+    pq.write_table(rows.set_column(0, "customer_id", [[f"n{index}" for index in range(300)]]), tmp_path / "new.parquet")
+    added = call(prepare_cli.main, "--append", f"--input={tmp_path / 'new.parquet'}", f"--output={store}")
+    assert added[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    flags = (*FLAGS, f"--data={store}")
+    for damaged in (False, True):  # an older checkpoint knows it as well as the newest
+        if damaged:
+            (run / f"{LATEST}-{checkpoints.sealed_steps(run / LATEST)[0]}.json").write_text("{")
+        code, err = call(train_cli.main, *flags, f"--workdir={run}")
+        assert code == 2 and "finished already" not in err
+        old, new = len(Store(store_path).split("train")), len(Store(store).split("train"))
+        assert re.search(
+            rf"--data: the store has {new} training rows, those of step \d+ in {run} came from {old}; .* new --workdir",
+            one_error_line(err),
+        )
+    assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {
+        run / f"{LATEST}-{checkpoints.sealed_steps(run / LATEST)[0]}.json"
+    }
+    assert call(train_cli.main, *FLAGS, f"--data={store_path}", f"--workdir={run}")[0] == 0  # as before on its own rows
+
+
+def test_a_finished_run_needs_none_of_the_devices_that_trained_it(whole_run, store_path):
+    assert train_tiny(store_path, whole_run, "mesh.data=64")
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_the_epoch_line_gives_the_means_that_the_metrics_have(placement, store_path, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert train_tiny(
+            store_path, tmp_path / "run", "train.num_seeds=2", "train.max_epochs=2", f"data.placement={placement}"
+        )
+    lines = read_metrics(tmp_path / "run")
+    for epoch in (1, 2):
+        own = [line for line in lines if line["epoch"] == epoch]
+        loss = np.mean([line["train/total"] for line in own])
+        ginis = [
+            np.mean([line["validation/gini"] for line in own if line["horizon"] == horizon])
+            for horizon in ("30", "365")
+        ]
+        (said,) = [message for message in caplog.messages if message.startswith(f"epoch {epoch}: ")]
+        numbers = [float(number) for number in re.findall(r"-?\d\.\d{4}", said)]
+        assert numbers == pytest.approx([loss, *ginis], abs=6e-5)
+        assert re.sub(r"-?\d\.\d{4}", "X", said) == (
+            f"epoch {epoch}: loss X, validation gini 30: X (2 seeds), 365: X (2 seeds)"
+        )
+
+
 def test_replicas_stop_early_and_keep_their_best_epoch(store_path, tmp_path):
     run = tmp_path / "run"
     train_tiny(store_path, run, "train.max_epochs=12", "train.patience=1", "train.learning_rate=0.05")
@@ -190,19 +243,25 @@ def one_error_line(err):
         (["--config=no_such_config"], ["no_such_config", "mean"]),
         (["--confg=mean"], ["confg"]),
         (["--config.train.learning_rate=-1"], ["learning_rate", "positive"]),
+        (["--config.mesh.data=3", "--config.train.batch_size=64"], ["--config.mesh: replica 1 x data 3", "4 devices"]),
+        (["--config.train.batch_size=66"], ["--config.mesh.data=4: does not divide the 66 rows"]),
+        (["--config.mesh.replica=4", "--config.train.batch_size=64"], ["--config.mesh.replica=4", "2 replicas"]),
     ],
 )
 def test_mistakes_get_one_line_and_write_nothing(flags, parts, store_path, tmp_path, call):
-    code, err = call(train_cli.main, f"--data={store_path}", f"--workdir={tmp_path / 'run'}", *flags)
+    code, err = call(train_cli.main, f"--data={store_path}", f"--workdir={tmp_path / 'new/run'}", *flags)
     line = one_error_line(err)
     assert code == 2
     assert all(part in line for part in parts), line
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
 
 
-def test_wrong_store_and_workdir(store_path, whole_run, tmp_path, call):
+def test_wrong_store_and_workdir(store_path, table_path, whole_run, tmp_path, call):
     code, err = call(train_cli.main, f"--data={tmp_path / 'nothing'}", f"--workdir={tmp_path / 'run'}")
     assert code == 2 and "mean-jax-prepare" in one_error_line(err)
+    code, err = call(train_cli.main, f"--data={table_path}", f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and f"{table_path} is a file, not a training store; make one" in one_error_line(err)
+    assert f"mean-jax-prepare --input={table_path} --output=STORE" in one_error_line(err)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")

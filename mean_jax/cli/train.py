@@ -1,11 +1,14 @@
 """mean-jax-train: training store -> run folder."""
 
+import argparse
+import dataclasses
 from pathlib import Path
 
 from absl import flags
 
 from mean_jax.cli import common
 from mean_jax.config import load_config, parse_config
+from mean_jax.errors import UserError
 from mean_jax.log import LOGGER
 
 _FLAGS = flags.FlagValues()  # of this command alone
@@ -14,7 +17,8 @@ _CONFIG = flags.DEFINE_string(
     "mean",
     "Config file, or the name of one that comes with mean-jax: mean, mean_tuned, mtl_mean, dnn_ziln, mtl_ziln, odmn, "
     "mdan, optdist. "
-    "--config.SECTION.FIELD=VALUE overrides a field, e.g. --config.train.learning_rate=3e-4.",
+    "--config.SECTION.FIELD=VALUE overrides a field, e.g. --config.train.learning_rate=3e-4; "
+    "--config=NAME --help lists the fields of a config.",
     flag_values=_FLAGS,
 )
 _DATA = flags.DEFINE_string(
@@ -59,10 +63,22 @@ def _main(overrides: list[str]) -> None:
 
 
 def _config_help() -> str:
-    """Returns every field of the default configuration with its value."""
-    sections = load_config("mean").to_dict().items()
-    fields = (f"  --config.{section}.{name}={value}" for section, fields in sections for name, value in fields.items())
-    return "\n".join(["Fields of --config=mean and their values (each has a comment in the source):", *fields])
+    """Returns every field of the configuration that --config names with its value; of the default if that is broken."""
+    from mean_jax.models import MODEL_CONFIGS
+
+    # Beside --help the other flags may be missing or wrong: they are not parsed.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-config", nargs="?", default=_CONFIG.default, const=_CONFIG.default)
+    name = parser.parse_known_args()[0].config
+    try:
+        config = parse_config(load_config(name), MODEL_CONFIGS)
+    except UserError:
+        name = _CONFIG.default
+        config = parse_config(load_config(name), MODEL_CONFIGS)
+    lines = [f"Fields of --config={name} and their values (each has a comment in the source):"]
+    for section, fields in dataclasses.asdict(config).items():
+        lines += [f"  --config.{section}.{field}={value}" for field, value in fields.items()]
+    return "\n".join(lines)
 
 
 def main() -> None:

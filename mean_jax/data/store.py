@@ -82,6 +82,11 @@ class Store:
           UserError: not a store, another version, or a file that is missing, cut or altered.
         """
         self.folder = Path(folder)
+        if self.folder.is_file():
+            raise UserError(
+                f"{flag}: {folder} is a file, not a training store; make one of it with "
+                f"mean-jax-prepare --input={folder} --output=STORE, and give {flag}=STORE"
+            )
         if not self.folder.is_dir():
             raise UserError(f"{flag}: folder {folder} does not exist; make a store with mean-jax-prepare")
         if not is_store(self.folder):

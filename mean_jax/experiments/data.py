@@ -1,9 +1,11 @@
 """The data of an experiment: made or fetched, turned into a store once, and opened with what lies beside the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 from pathlib import Path
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -71,8 +73,9 @@ class ExperimentData:
         return {name: taken.column(name) for name in names}
 
 
-def _claim(spec: DataSpec, folder: Path) -> None:
-    """Has a folder belong to these data.
+@contextlib.contextmanager
+def _claimed(spec: DataSpec, folder: Path) -> Iterator[None]:
+    """Has a folder belong to these data; if they are refused, what was made of them goes, for a corrected call.
 
     Raises:
       UserError: it holds what an earlier call made of others.
@@ -86,9 +89,20 @@ def _claim(spec: DataSpec, folder: Path) -> None:
         held = parse_section(DataSpec, read_json(path, KIND, VERSION)["data"], "data")  # later fields by default
         if held != spec:
             raise UserError(f"--output: {folder} holds other data ({held}); choose another --output")
+        yield
         return
+    new_folders = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, KIND, VERSION, {"data": dataclasses.asdict(spec)})
+    try:
+        yield
+    except UserError:
+        for made in list(folder.iterdir()):
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            for made in new_folders:
+                made.rmdir()
+        raise
 
 
 def open_data(spec: DataSpec, folder: Path, store: str | None = None) -> ExperimentData:
@@ -107,7 +121,11 @@ def open_data(spec: DataSpec, folder: Path, store: str | None = None) -> Experim
         return ExperimentData(store, Store(Path(store)))
     if spec.name not in (SYNTHETIC, *DATASETS):
         raise UserError(f"--config.data.name={spec.name}: choose {SYNTHETIC} or one of {', '.join(sorted(DATASETS))}")
-    _claim(spec, folder)
+    with _claimed(spec, folder):
+        return _made_data(spec, folder)
+
+
+def _made_data(spec: DataSpec, folder: Path) -> ExperimentData:
     if spec.name == SYNTHETIC:
         made = folder / "synthetic"
         if not made.exists():

@@ -30,7 +30,7 @@ from mean_jax.training import checkpoints, lock
 from mean_jax.training import step as step_lib
 from mean_jax.training.feed import MAX_RESIDENT_STEPS, Order, make_feed
 from mean_jax.training.interruption import Interruption
-from mean_jax.training.meter import EpochMeter, not_finite
+from mean_jax.training.meter import EpochMeter, horizon_means, not_finite
 from mean_jax.training.predictions import PREDICT_BATCH_SIZE, fit_calibrations, raw_predictions, split_words
 from mean_jax.training.profile import Profile
 from mean_jax.training.state import TrainState
@@ -160,7 +160,6 @@ class Trainer:
         meter = EpochMeter(self._names())
         if self._step:
             notes = checkpoints.read_notes(self._workdir / run_lib.LATEST, self._step)
-            self._refuse_other_rows(notes.get("num_rows", len(self._rows)))
             meter.restore(notes.get("epoch", {}))  # the means of an epoch that was cut in two are those of the whole
         last_saved = self._step
         for dispatch in feed(self._step):
@@ -189,14 +188,6 @@ class Trainer:
             self._save(state, saver, meter)
         return state
 
-    def _refuse_other_rows(self, num_rows: int) -> None:
-        """Raises UserError if the run was begun on another number of rows, which decides the order of them all."""
-        if num_rows != len(self._rows):
-            raise UserError(
-                f"--data: the store has {len(self._rows)} training rows, those of step {self._step} in {self._workdir} "
-                f"came from {num_rows}; rows were added since the run began: train on them in a new --workdir"
-            )
-
     def _save(self, state: TrainState, saver: checkpoints.CheckpointWriter, meter: EpochMeter) -> None:
         self._check_lock()
         notes = {"num_rows": len(self._rows), "epoch": meter.state()}
@@ -210,15 +201,15 @@ class Trainer:
         key = "validation/total" if name == "loss" else f"validation/{name}"
         metric_R = of_lead(np.array([sign * replica.get(key, np.nan) for replica in values], np.float32))
         state = step_lib.end_epoch(state, metric_R, np.int32(epoch), patience=self._config.patience)
+        names, means, is_active_R = self._names(), meter.means(), self._is_active_R
         if self._writer is not None:
-            for (horizon, seed), active, train, validation in zip(
-                self._names(), self._is_active_R, meter.means(), values, strict=True
-            ):
+            for (horizon, seed), active, train, validation in zip(names, is_active_R, means, values, strict=True):
                 if active:
                     self._writer.write(self._step, epoch, horizon, seed, train | validation)
             self._writer.flush()
-        shown = ", ".join(f"{value:.4f}" for value in sign * metric_R[self._is_active_R])
-        LOGGER.info("epoch %d: loss %.4f, validation %s %s", epoch, meter.loss, name, shown)
+        loss = np.mean([train["train/total"] for train in means], where=is_active_R)
+        shown = horizon_means([horizon for horizon, _ in names], sign * metric_R, is_active_R)
+        LOGGER.info("epoch %d: loss %.4f, validation %s %s", epoch, loss, name, shown)
         self._is_active_R = to_host(state.replicas.is_active)
         meter.reset()
         return state
@@ -287,6 +278,26 @@ class Trainer:
             LOGGER.info("horizon %s, seed %d: best epoch %d", horizon, seed, epoch)
 
 
+def _refuse_devices(program: Program, workdir: Path) -> None:
+    """Raises UserError if the devices do not fit the config of a run that has steps to train."""
+    if not of_lead(np.array(run_lib.is_finished(workdir))):  # all processes ask: it takes the devices of them all
+        make_mesh(program.config.mesh, len(program.specs), program.config.train.batch_size)
+
+
+def _refuse_other_rows(workdir: Path, num_rows: int, flag: str) -> None:
+    """Raises UserError if a run was begun on another number of training rows, which decides the order of them all."""
+    for step in checkpoints.sealed_steps(workdir / run_lib.LATEST):
+        try:
+            begun_with = checkpoints.read_notes(workdir / run_lib.LATEST, step).get("num_rows", num_rows)
+        except UserError:  # a damaged one; whoever restores it says so
+            continue
+        if begun_with != num_rows:
+            raise UserError(
+                f"--data: the store has {num_rows} training rows, those of step {step} in {workdir} came from "
+                f"{begun_with}; rows were added since the run began: train on them in a new {flag}"
+            )
+
+
 def train(
     program_of: Callable[[Store], Program],
     data: Path,
@@ -320,9 +331,11 @@ def train(
             f"--data: {data} has {num_rows} training rows, fewer than one batch of {batch_size}; "
             f"set --config.train.batch_size={1 << (num_rows.bit_length() - 1)}"
         )
+    _refuse_devices(program, workdir)  # before there is a folder, which would belong to the mistaken config
     with lock.hold(workdir, flag) if distributed.is_lead() else contextlib.nullcontext() as held:
         if distributed.is_lead():
             open_run_folder(workdir, program, flag)
+            _refuse_other_rows(workdir, num_rows, flag)
         distributed.barrier("the run folder is open")
         refuse_another_folder(workdir, held, flag)
         if not distributed.is_lead():

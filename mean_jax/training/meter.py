@@ -1,5 +1,6 @@
 """The numbers of the epoch under way."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,21 @@ def not_finite(what: str, horizon: str, seed: int, first_step: int, last_step: i
     )
 
 
+def horizon_means(names: Sequence[str], value_R: np.ndarray, is_active_R: np.ndarray) -> str:
+    """Returns 'horizon: mean over its replicas that still train' of each horizon that has any, as one text.
+
+    Where a horizon has several replicas (seeds), the number of those that still train follows.
+    """
+    shown = []
+    for name in dict.fromkeys(names):
+        is_own_R = np.array([other == name for other in names])
+        own = value_R[is_own_R & is_active_R]
+        if len(own):
+            seeds = f" ({len(own)} seed{'s' if len(own) > 1 else ''})" if is_own_R.sum() > 1 else ""
+            shown.append(f"{name}: {np.mean(own, dtype=np.float64):.4f}{seeds}")
+    return ", ".join(shown)
+
+
 class EpochMeter:
     """Means over an epoch of each loss term per replica, and the guard against values that are not finite.
 
@@ -32,7 +48,7 @@ class EpochMeter:
         """Takes (horizon, seed) of each replica."""
         self._names = names
         self._pending: tuple[int, int, dict[str, jax.Array]] | None = None
-        self.loss = float("nan")
+        self.loss = float("nan")  # of the dispatch read last, the mean over the replicas that train
         self.reset()
 
     def reset(self) -> None:
