@@ -43,25 +43,13 @@ def test_mistakes_are_one_line_and_leave_no_results(arguments, expected, tmp_pat
     assert not (tmp_path / "out/results.parquet").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        (
-            ["--config.data.name=hillstrom", "--config.data.source=missing.csv"],
-            "--config.data.source: missing.csv does",
-        ),
-        (
-            ["--config.data.name=synthetic", "--config.data.rows=1", "--config.data.num_features=30"],
-            "split has no rows",
-        ),
-    ],
-)
-def test_data_that_are_refused_leave_nothing(flags, expected, tmp_path, call):
+def test_data_that_are_refused_leave_nothing(tmp_path, call):
     """A corrected call finds the folder free, whether it was there before or not."""
+    flags = ["--config.data.name=hillstrom", "--config.data.source=missing.csv"]
     (tmp_path / "empty").mkdir()
     for output in ("new/out", "empty"):
         code, lines = call(experiment.main, "--config=table4", f"--output={tmp_path / output}", *flags)
-        assert code == 2 and expected in lines
+        assert code == 2 and "--config.data.source: missing.csv does" in lines
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
 

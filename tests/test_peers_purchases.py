@@ -129,6 +129,16 @@ class TestExpectationsByIntegration:
             gone = special.beta(a + 1, b + x - 1) * ((alpha + age) / (alpha + recency)) ** (r + x) if x else 0.0
             assert value == pytest.approx(integral / (special.beta(a, b + x) + gone), rel=1e-7)
 
+    @pytest.mark.parametrize(("a", "b"), [(20.0, 80.0), (400.0, 1600.0), (246088.0, 4525453.0)])
+    def test_bgnbd_expectation_where_all_leave_at_nearly_one_rate(self, a, b):
+        values = bgnbd_expectation(365.0, *CASES.T, r=0.5, alpha=10.0, a=a, b=b)
+        (u, weight) = quantile_grid()
+        for (x, recency, age), value in zip(CASES, values, strict=True):
+            drop = stats.beta(a, b + x).ppf(u)
+            future = -np.expm1(-(0.5 + x) * np.log1p(drop * 365.0 / (10.0 + age))) / drop
+            gone = a / (b + x - 1) * ((10.0 + age) / (10.0 + recency)) ** (0.5 + x) if x else 0.0
+            assert value == pytest.approx((weight * future).sum() / weight.sum() / (1 + gone), rel=1e-4)
+
     def test_paretonbd(self, train):
         with quiet():
             model = fit_paretonbd(train)

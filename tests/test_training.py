@@ -193,9 +193,10 @@ def test_the_epoch_line_gives_the_means_that_the_metrics_have(placement, store_p
         )
 
 
-def test_replicas_stop_early_and_keep_their_best_epoch(store_path, tmp_path):
+def test_replicas_stop_early_and_keep_their_best_epoch(store_path, tmp_path, caplog):
     run = tmp_path / "run"
-    train_tiny(store_path, run, "train.max_epochs=12", "train.patience=1", "train.learning_rate=0.05")
+    with caplog.at_level("INFO"):
+        train_tiny(store_path, run, "train.max_epochs=12", "train.patience=1", "train.learning_rate=0.05")
     lines = read_metrics(run)
     for horizon in ("30", "365"):
         ginis = [line["validation/gini"] for line in lines if line["horizon"] == horizon]
@@ -203,6 +204,9 @@ def test_replicas_stop_early_and_keep_their_best_epoch(store_path, tmp_path):
         assert all(rises[:-1])  # every epoch but the last one improved
         assert len(ginis) == 12 or not rises[-1]
     assert len(lines) < 24
+    for epoch in {line["epoch"] for line in lines}:  # what is shown is of those that still train
+        loss = np.mean([line["train/total"] for line in lines if line["epoch"] == epoch])
+        assert any(message.startswith(f"epoch {epoch}: loss {loss:.3f}") for message in caplog.messages)
 
 
 @pytest.mark.parametrize("metric", ["loss", "percentile_mape"])

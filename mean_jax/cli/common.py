@@ -108,6 +108,11 @@ def _end_failed_job(error: Exception) -> None:
         distributed.end("failed", _EXIT_FAILED, f"failed, its traceback tells more: {last_line}")
 
 
+def _exit(number: int, _: object) -> NoReturn:
+    signal.setitimer(signal.ITIMER_REAL, 0)  # a repeated signal must not cut short what this one begins to clean up
+    sys.exit(128 + number)
+
+
 @contextlib.contextmanager
 def _repeated_interrupts() -> Iterator[None]:
     """Raises Ctrl-C, and the exit that SIGTERM asks for, again where Python has thrown them away.
@@ -126,15 +131,19 @@ def _repeated_interrupts() -> Iterator[None]:
         else:
             report(unraisable)
 
-    def repeat(*_: object) -> NoReturn:
-        raise lost[-1]
+    def repeat(number: int, _: object) -> None:
+        if lost:
+            raise lost[-1]
+        signal.signal(number, before)  # somebody else's alarm
+        signal.raise_signal(number)
 
     before = signal.signal(signal.SIGALRM, repeat)
     sys.unraisablehook = hear
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if lost:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = report
         signal.signal(signal.SIGALRM, before)
 
@@ -160,7 +169,7 @@ def run(
         sys.exit(0)
     logging.set_verbosity(logging.WARNING)  # absl's log is the libraries'; ours is mean_jax.log
     # A command that the scheduler stops removes its temporary files on the way out.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _exit)
     try:
         with _repeated_interrupts():
             _parse_flags(argv, flag_values)

@@ -120,7 +120,8 @@ def _horizon_report(run: Run, horizon: int, outcome: Outcome, means: BucketMeans
 def evaluate(workdir: str, data: str, split: str, output: Path, num_resamples: int = 200) -> dict[str, Any]:
     """Writes metrics.json, bins.parquet, seeds.parquet and report.html; returns the content of metrics.json.
 
-    A horizon without a known label in the split is left out of all of them, with a warning.
+    A horizon without a known label in the split is left out of all of them, but for the report's training curves, with
+    a warning.
 
     Args:
       workdir: a finished run folder.

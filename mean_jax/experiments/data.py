@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 from pathlib import Path
 import re
-import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +74,7 @@ class ExperimentData:
 
 @contextlib.contextmanager
 def _claimed(spec: DataSpec, folder: Path) -> Iterator[None]:
-    """Has a folder belong to these data; if they are refused, what was made of them goes, for a corrected call.
+    """Has a folder belong to these data; if they are refused before anything was made, it is free for a corrected call.
 
     Raises:
       UserError: it holds what an earlier call made of others.
@@ -97,11 +96,11 @@ def _claimed(spec: DataSpec, folder: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        for made in list(folder.iterdir()):
-            shutil.rmtree(made) if made.is_dir() else made.unlink()
-        with contextlib.suppress(OSError):  # somebody else has put something there
-            for made in new_folders:
-                made.rmdir()
+        if [entry.name for entry in folder.iterdir()] == [SPEC_NAME]:
+            path.unlink()
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                for made in new_folders:
+                    made.rmdir()
         raise
 
 

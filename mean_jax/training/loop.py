@@ -280,7 +280,8 @@ class Trainer:
 
 def _refuse_devices(program: Program, workdir: Path) -> None:
     """Raises UserError if the devices do not fit the config of a run that has steps to train."""
-    if not of_lead(np.array(run_lib.is_finished(workdir))):  # all processes ask: it takes the devices of them all
+    distributed.barrier("the store is open")  # which may take longer than the devices' own meeting waits
+    if not of_lead(np.array(run_lib.is_finished(workdir))):
         make_mesh(program.config.mesh, len(program.specs), program.config.train.batch_size)
 
 

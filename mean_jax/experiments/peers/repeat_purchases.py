@@ -102,7 +102,8 @@ def bgnbd_expectation(
     """Returns the expected purchase days of the next `horizon_days`, [U] (Fader, Hardie and Lee 2005, eq. 10).
 
     Euler's transformation takes the power of (alpha + age) / (alpha + age + horizon) into the hypergeometric function,
-    whose first two arguments are then small for any number of purchases; nothing overflows, and any sign is right.
+    whose first two arguments are then small for any number of purchases, and any sign is right. Only a huge `a`, where
+    all customers leave at nearly one rate, is beyond it; the equation as printed holds there.
 
     Args:
       horizon_days: > 0.
@@ -112,7 +113,11 @@ def bgnbd_expectation(
     """
     share_U = horizon_days / (alpha + age_U + horizon_days)
     c_U = a + b + frequency_U - 1
-    lost_U = (1 - share_U) ** (a - 1) * special.hyp2f1(a + b - 1 - r, a - 1, c_U, share_U)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost_U = (1 - share_U) ** (a - 1) * special.hyp2f1(a + b - 1 - r, a - 1, c_U, share_U)
+        x_U = r + frequency_U
+        printed_U = (1 - share_U) ** x_U * special.hyp2f1(x_U, b + frequency_U, c_U, share_U)
+    lost_U = np.where(np.isfinite(lost_U), lost_U, printed_U)
     odds_U = np.zeros(len(frequency_U))  # of having left; 0 without a repeat purchase
     has_repeat_U = frequency_U > 0
     x, recency, age = frequency_U[has_repeat_U], recency_U[has_repeat_U], age_U[has_repeat_U]
