@@ -386,7 +386,9 @@ def test_a_replica_that_diverges_after_it_was_stopped_harms_nobody(program, monk
     trainer._is_active_R = np.array([False, True])
     state = program.init_state()
     broken = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), state.replicas.variables)
-    values = trainer._validation_metrics(state._replace(replicas=state.replicas._replace(variables=broken)))
+    state = state._replace(replicas=state.replicas._replace(variables=broken))
+    values, is_finite_R = trainer._validation(state, trainer._is_active_R)
+    assert is_finite_R.tolist() == [False, True]
     assert values[0] == {} and np.isfinite(values[1]["validation/gini"])
 
 

@@ -59,7 +59,7 @@ class TorchMean(nn.Module):
             for index, layer in enumerate(layer for layer in stack if isinstance(layer, nn.Linear))
         ]
         linears += [(self.gate, head["gate"]), (self.score, attention["score"]), (self.value, head["value"])]
-        kernel = np.asarray(params["experts"]["kernel"])
+        kernel = np.asarray(params["experts"]["kernel_0"])
         linears += [(self.experts, {"kernel": kernel.reshape(len(kernel), -1)})]
         linears += [(self.query, {"kernel": attention["query"], "bias": attention["bias"]})]
         linears += [(self.key, {"kernel": attention["key"]})]
@@ -114,22 +114,36 @@ class TorchMean(nn.Module):
 class TorchTrainer:
     """Train steps of the first horizon's model with Adam."""
 
-    def __init__(self, program: Program, params: Mapping[str, Any], num_threads: int, compiled: bool) -> None:
-        """Starts from the Flax parameters `params` of one replica."""
+    def __init__(self, program: Program, params: Mapping[str, Any], num_threads: int, mode: str | None) -> None:
+        """Starts from the Flax parameters `params` of one replica, on the GPU if PyTorch has one.
+
+        Args:
+          program: whose model and optimiser to build.
+          params: of one replica.
+          num_threads: on the CPU.
+          mode: of `torch.compile`; None compiles nothing.
+        """
         torch.set_num_threads(num_threads)
+        torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX by default; no difference on a CPU
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model = TorchMean(program)
         model.load(params)
+        model.to(self._device)
         self._num_features = len(program.schema.numeric)
-        self._loss_fn = torch.compile(model) if compiled else model
+        self._loss_fn = torch.compile(model, mode=mode) if mode else model
         self._optimizer = torch.optim.Adam(model.parameters(), lr=program.config.train.learning_rate, fused=True)
 
-    def dispatch(self, words_SxBxW: np.ndarray) -> float:
+    def place(self, words_SxBxW: np.ndarray) -> torch.Tensor:
+        """Returns the rows of a dispatch where the model is."""
+        return torch.from_numpy(words_SxBxW).to(self._device)
+
+    def dispatch(self, words_SxBxW: torch.Tensor) -> float:
         """Runs S steps and returns their mean loss."""
         losses = []
-        for words_BxW in torch.from_numpy(words_SxBxW):
+        for words_BxW in words_SxBxW:
             self._optimizer.zero_grad()
             loss = self._loss_fn(words_BxW[:, : self._num_features], words_BxW[:, self._num_features])
             loss.backward()
             self._optimizer.step()
-            losses.append(loss.detach())
+            losses.append(loss.detach().clone())  # CUDA graphs write the next one into the same place
         return float(torch.stack(losses).mean())

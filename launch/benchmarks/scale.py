@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 import platform
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -107,7 +108,11 @@ def _machine() -> str:
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     name = cpu.partition(":")[2].strip() or platform.machine()
-    return f"{os.cpu_count()} processors, {name}, {memory:.0f} GB memory"
+    # A process of its own asks: one that holds a GPU takes most of its memory from the commands measured here.
+    question = "import jax; print(*{d.device_kind for d in jax.devices() if d.platform != 'cpu'}, jax.device_count())"
+    answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=True).stdout.split()
+    accelerators = [f"{answer[-1]} x {' '.join(answer[:-1])}"] if len(answer) > 1 else []
+    return ", ".join((*accelerators, f"{os.cpu_count()} processors", name, f"{memory:.0f} GB memory"))
 
 
 def _open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

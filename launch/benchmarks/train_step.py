@@ -2,9 +2,10 @@
 
 Command:  python launch/benchmarks/train_step.py
 
-One replica, one horizon, Adam, float32, standard-encoded numeric features: dispatches of S steps as training runs
-them. In every round each contender runs once after the other, so a load that comes and goes hits all alike; a ratio is
-the median over the rounds, with the smallest and the largest. PyTorch (extra [bench]) computes the same model, which
+On the CPU, or on a GPU if JAX and PyTorch see one; both compute products in TF32 there. One replica, one horizon, Adam,
+float32, standard-encoded numeric features: dispatches of S steps as training runs them. In every round each contender
+runs once after the other, so a load that comes and goes hits all alike; a ratio is the median over the rounds, with the
+smallest and the largest. PyTorch (extra [bench]) computes the same model, which
 is checked first on a whole dispatch. The ceiling is the time of the step's own matrix products as an XLA program of
 nothing else; mixing the experts and weighting the buckets, 0.3 % of the FLOP, are left out of it. The store has just
 been written, so its reads come from the page cache.
@@ -20,7 +21,7 @@ import platform
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
@@ -43,11 +44,25 @@ _NUM_ROWS = flags.DEFINE_integer("num_rows", 50_000, "Rows of the store on disk.
 _NUM_HORIZONS = flags.DEFINE_integer("num_horizons", 4, "Replicas of the line with several models.", lower_bound=2)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds over all contenders.", lower_bound=1)
 _COMPILED = flags.DEFINE_boolean("compiled", True, "Also torch.compile, which needs a C++ compiler and a minute.")
-_DISPATCHES_PER_ROUND = 2
-_SQUARE_SIZE = 2048
-_LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order
+
+
+class _Kind(NamedTuple):
+    """What differs between the devices that this runs on."""
+
+    num_dispatches: int  # timed per round
+    square_size: int  # of a product that keeps the device busy
+    loss_tolerance: float  # relative: sums in another order, and TF32's 10 bits of fraction
+    torch_modes: dict[str, str | None]  # of torch.compile, per contender
+
+
+_CPU = _Kind(2, 2048, 1e-4, {"PyTorch eager": None, "PyTorch compiled": "default"})
+_GPU = _Kind(50, 8192, 2e-3, {**_CPU.torch_modes, "PyTorch compiled, CUDA graphs": "reduce-overhead"})
 
 Contender = Callable[[int], None]  # runs that many dispatches to their end
+
+
+def _kind() -> _Kind:
+    return _CPU if jax.default_backend() == "cpu" else _GPU
 
 
 def _words(layout: RowLayout, num_rows: int) -> np.ndarray:
@@ -114,18 +129,21 @@ def _products_contender(program: Program) -> Contender:
 
     def run(count: int) -> None:
         for _ in range(count * program.config.train.steps_per_dispatch):
-            jax.block_until_ready(products(operands))
+            done = products(operands)
+        jax.block_until_ready(done)
 
     return run
 
 
 def _square_contender() -> Contender:
-    a = jnp.asarray(np.random.default_rng(0).standard_normal((_SQUARE_SIZE, _SQUARE_SIZE), np.float32))
+    size = _kind().square_size
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32))
     square = jax.jit(lambda a: a @ a)
 
     def run(count: int) -> None:
         for _ in range(count):
-            jax.block_until_ready(square(a))
+            done = square(a)
+        jax.block_until_ready(done)
 
     return run
 
@@ -146,15 +164,18 @@ def _torch_contenders(program: Program, words_SxBxW: np.ndarray) -> dict[str, Co
     _, metrics = dispatch(_single_state(program), words_SxBxW)
     expected = float(metrics["total"][0])
     contenders: dict[str, Contender] = {}
-    for name in ("PyTorch eager", "PyTorch compiled")[: 2 if _COMPILED.value else 1]:
-        trainer = mean_torch.TorchTrainer(program, params, os.cpu_count() or 1, compiled=name == "PyTorch compiled")
-        loss = trainer.dispatch(words_SxBxW)
-        if not abs(loss - expected) <= _LOSS_TOLERANCE * abs(expected):
+    for name, mode in _kind().torch_modes.items():
+        if mode and not _COMPILED.value:
+            continue
+        trainer = mean_torch.TorchTrainer(program, params, os.cpu_count() or 1, mode)
+        words = trainer.place(words_SxBxW)
+        loss = trainer.dispatch(words)
+        if not abs(loss - expected) <= _kind().loss_tolerance * abs(expected):
             raise UserError(f"{name}: mean loss {loss} of the first dispatch, expected {expected} as in JAX")
 
-        def run(count: int, trainer: mean_torch.TorchTrainer = trainer) -> None:
+        def run(count: int, trainer: mean_torch.TorchTrainer = trainer, words: Any = words) -> None:
             for _ in range(count):
-                trainer.dispatch(words_SxBxW)
+                trainer.dispatch(words)
 
         contenders[name] = run
     return contenders
@@ -169,8 +190,8 @@ def _measure(contenders: dict[str, Contender]) -> dict[str, np.ndarray]:
         for name, contender in contenders.items():
             contender(1)
             start = time.perf_counter()
-            contender(_DISPATCHES_PER_ROUND)
-            seconds[name].append((time.perf_counter() - start) / _DISPATCHES_PER_ROUND)
+            contender(_kind().num_dispatches)
+            seconds[name].append((time.perf_counter() - start) / _kind().num_dispatches)
     return {name: np.array(values) for name, values in seconds.items()}
 
 
@@ -185,14 +206,15 @@ def _machine() -> str:
     packages = ["jax", "jaxlib", "flax", *(["torch"] if importlib.util.find_spec("torch") else [])]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     cpu = names[0] if names else platform.machine()
-    return f"{os.cpu_count()} cores, {cpu}; Python {platform.python_version()}, {versions}"
+    device = "" if jax.default_backend() == "cpu" else f"{jax.devices()[0].device_kind}, "
+    return f"{device}{os.cpu_count()} cores, {cpu}; Python {platform.python_version()}, {versions}"
 
 
 def _print_report(program: Program, seconds: dict[str, np.ndarray]) -> None:
     train, num_replicas = program.config.train, len(program.specs)
     step, several = seconds["train step"], seconds["several horizons"]
     lines = [("train step, rows in memory", step, 1, "")]
-    for name in ("PyTorch eager", "PyTorch compiled"):
+    for name in _kind().torch_modes:
         if name in seconds:
             lines.append((name, seconds[name], 1, f"{_spread(seconds[name] / step, 2)} times as fast"))
     lines += [
@@ -217,13 +239,15 @@ def _print_report(program: Program, seconds: dict[str, np.ndarray]) -> None:
     print("| | rows/s and model | ms per step | the train step beside it |\n| --- | --- | --- | --- |")
     for name, values, num_models, ratio in lines:
         ms_per_step = 1e3 * values / train.steps_per_dispatch
+        digits = 1 if np.median(ms_per_step) >= 10 else 3
         rows_per_s = num_models * train.batch_size * train.steps_per_dispatch / values
-        print(f"| {name} | {_spread(rows_per_s, 0)} | {_spread(ms_per_step, 1)} | {ratio} |")
+        print(f"| {name} | {_spread(rows_per_s, 0)} | {_spread(ms_per_step, digits)} | {ratio} |")
     flop = _num_flop(program)
     own = flop * train.steps_per_dispatch / step / 1e9
-    square = 2 * _SQUARE_SIZE**3 / seconds["square"] / 1e9
+    size = _kind().square_size
+    square = 2 * size**3 / seconds["square"] / 1e9
     print(f"\nThe step's matrix products are {flop / 1e9:.2f} GFLOP: {_spread(own, 0)} GFLOP/s over the whole step.")
-    print(f"A {_SQUARE_SIZE} x {_SQUARE_SIZE} product alone reaches {_spread(square, 0)} GFLOP/s; ", end="")
+    print(f"A {size} x {size} product alone reaches {_spread(square, 0)} GFLOP/s; ", end="")
     print(f"the step has {_spread(own / square, 2)} of that.")
 
 

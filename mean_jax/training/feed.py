@@ -4,6 +4,7 @@ A feed gives one call per dispatch. Both feeds go through the same batches in th
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 import functools
 from typing import Any, NamedTuple
 
@@ -102,20 +103,32 @@ def _on_devices(
     config: DataConfig,
     first_step: int,
 ) -> Iterator[Dispatch]:
-    """Yields one dispatch per epoch, or several of a long one; the first may begin within an epoch."""
+    """Yields one dispatch per epoch, or several of a long one; the first may begin within an epoch.
+
+    The order of the next epoch is drawn while the devices go through this one.
+    """
     batch_size, epoch_steps = order.plan.batch_size, order.plan.epoch_steps
-    for epoch in range(first_step // epoch_steps, order.num_epochs):
-        index_N = epoch_order(num_rows, order.seed, epoch, config)[: epoch_steps * batch_size].astype(np.int32)
-        done = max(0, first_step - epoch * epoch_steps)
-        for start in range(done, epoch_steps, order.max_resident_steps):
-            stop = min(start + order.max_resident_steps, epoch_steps)
-            index_SxB = index_N.reshape(epoch_steps, batch_size)[start:stop]
-            global_SxB = on_mesh(mesh, P(), index_SxB.shape, index_SxB.__getitem__)
 
-            def run(state: TrainState, index: jax.Array = global_SxB) -> tuple[TrainState, Metrics]:
-                return dispatch_fn(state, words_NxW, index)
+    def draw(epoch: int) -> np.ndarray:
+        return epoch_order(num_rows, order.seed, epoch, config)[: epoch_steps * batch_size].astype(np.int32)
 
-            yield Dispatch(stop - start, run)
+    first_epoch = first_step // epoch_steps
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        drawn = beside.submit(draw, first_epoch)
+        for epoch in range(first_epoch, order.num_epochs):
+            index_N = drawn.result()
+            if epoch + 1 < order.num_epochs:
+                drawn = beside.submit(draw, epoch + 1)
+            done = max(0, first_step - epoch * epoch_steps)
+            for start in range(done, epoch_steps, order.max_resident_steps):
+                stop = min(start + order.max_resident_steps, epoch_steps)
+                index_SxB = index_N.reshape(epoch_steps, batch_size)[start:stop]
+                global_SxB = on_mesh(mesh, P(), index_SxB.shape, index_SxB.__getitem__)
+
+                def run(state: TrainState, index: jax.Array = global_SxB) -> tuple[TrainState, Metrics]:
+                    return dispatch_fn(state, words_NxW, index)
+
+                yield Dispatch(stop - start, run)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

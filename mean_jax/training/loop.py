@@ -5,7 +5,7 @@ epoch's end they are read before validation, so no checkpoint ever holds a state
 process of a job goes through the same steps; what is written besides checkpoints the lead process writes alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 import math
 from pathlib import Path
@@ -13,41 +13,37 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from mean_jax import distributed
 from mean_jax import run as run_lib
-from mean_jax.data.pipeline import padded_batches, plan_epoch, stream_layout
+from mean_jax.data.pipeline import plan_epoch, stream_layout
 from mean_jax.data.store import Store
 from mean_jax.errors import UserError
-from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.log import LOGGER
 from mean_jax.progress import Progress
 from mean_jax.run import Program
-from mean_jax.sharding import make_mesh, of_lead, on_mesh, own_rows, state_shardings, to_host
+from mean_jax.sharding import make_mesh, of_lead, state_shardings, to_host
 from mean_jax.training import checkpoints, lock
 from mean_jax.training import step as step_lib
 from mean_jax.training.feed import MAX_RESIDENT_STEPS, Order, make_feed
 from mean_jax.training.interruption import Interruption
 from mean_jax.training.meter import EpochMeter, horizon_means, not_finite
-from mean_jax.training.predictions import PREDICT_BATCH_SIZE, fit_calibrations, raw_predictions, split_words
+from mean_jax.training.predictions import fit_calibrations
 from mean_jax.training.profile import Profile
 from mean_jax.training.state import TrainState
-from mean_jax.training.workdir import open_run_folder, refuse_another_folder, refuse_another_run, refuse_divided_job
+from mean_jax.training.validation import Validation
+from mean_jax.training.workdir import (
+    open_run_folder,
+    refuse_another_folder,
+    refuse_another_run,
+    refuse_divided_job,
+    refuse_other_rows,
+)
 from mean_jax.training.writers import MetricsWriter
 
 # Sign that makes higher better.
 _METRIC_SIGNS = {"gini": 1.0, "percentile_mape": -1.0, "loss": -1.0}
-
-
-def validation_batch_size(num_rows: int, num_parts: int) -> int:
-    """Returns the batch size for a split, a multiple of the parts of a batch.
-
-    Large splits get full batches, small ones the next power of two.
-    """
-    size = min(PREDICT_BATCH_SIZE, 1 << max(0, num_rows - 1).bit_length())
-    return -(-size // num_parts) * num_parts
 
 
 def first_state(program: Program, shardings: Any) -> TrainState:
@@ -76,10 +72,7 @@ class Trainer:
         self._profile = profile
         self._held = held  # the lock of the run folder, in the lead process
         self._config = program.config.train
-        self._rows, self._validation = store.split("train"), store.split("validation")
-        blocks = split_words(self._validation)
-        # Copies: views would keep all rows in memory.
-        self._labels_VxT = np.concatenate([program.schema.layout.labels_of(words).copy() for words in blocks])
+        self._rows, self._validation_rows = store.split("train"), store.split("validation")
         self._mesh = make_mesh(program.config.mesh, len(program.specs), self._config.batch_size)
         plan = plan_epoch(len(self._rows), self._config.batch_size, self._config.steps_per_dispatch)
         # A multiple of S, so that a run may go on with its rows on the host.
@@ -88,7 +81,7 @@ class Trainer:
         )
         self._order = Order(plan, self._config.max_epochs, self._config.seed, resident_steps)
         self._shardings = state_shardings(self._mesh, program.abstract_state, program.config.mesh)
-        self._validate = step_lib.make_validate(program.step_rule(self._validation.layout), self._mesh)
+        self._validation = Validation(program, self._validation_rows, self._mesh)
         self._is_active_R = np.ones(len(program.specs), bool)
         self._step = 0
         self._writer: MetricsWriter | None = None  # of the lead process alone
@@ -195,7 +188,14 @@ class Trainer:
         saver.save(self._step, jax.tree.map(jnp.copy, state), notes)
 
     def _end_epoch(self, state: TrainState, epoch: int, meter: EpochMeter) -> TrainState:
-        values = self._validation_metrics(state)
+        """Validates, and stops the replicas that no longer improve.
+
+        Raises:
+          UserError: a prediction of a replica that still trains is not finite.
+        """
+        values, is_finite_R = self._validation(state, self._is_active_R)
+        if (broken := np.flatnonzero(self._is_active_R & ~is_finite_R)).size:
+            raise not_finite("validation prediction", *self._names()[int(broken[0])], self._step, self._step)
         name = self._config.early_stopping_metric
         sign = _METRIC_SIGNS[name]
         key = "validation/total" if name == "loss" else f"validation/{name}"
@@ -214,51 +214,6 @@ class Trainer:
         meter.reset()
         return state
 
-    def _validation_batches(self) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """Yields (words_BxW, mask_B) of the validation split, divided over the mesh."""
-        size = validation_batch_size(len(self._validation), self._mesh.shape["data"])
-        own = own_rows(self._mesh, size)
-        for words, mask_B in padded_batches(self._validation, size, own):
-
-            def read(index: tuple[slice, ...], words: np.ndarray = words) -> np.ndarray:
-                start, stop, _ = index[0].indices(size)
-                return words[start - own.start : stop - own.start]
-
-            words_BxW = on_mesh(self._mesh, P("data"), (size, words.shape[1]), read)
-            yield words_BxW, on_mesh(self._mesh, P("data"), (size,), mask_B.__getitem__)
-
-    def _validation_metrics(self, state: TrainState) -> list[dict[str, float]]:
-        """Returns per replica the exact validation loss terms and the mean of each metric over its horizons.
-
-        A replica that was stopped early has no numbers.
-
-        Raises:
-          UserError: a prediction of a replica that still trains is not finite.
-        """
-        results = [self._validate(state, *batch) for batch in self._validation_batches()]
-        count_R = np.maximum(1, sum(np.asarray(count, np.float64) for _, _, count in results))
-        scaled_RxVxK = np.concatenate([np.asarray(scaled) for scaled, _, _ in results], axis=1)
-        sums = [terms for _, terms, _ in results]
-        terms = {name: sum(np.asarray(item[name], np.float64) for item in sums) / count_R for name in sums[0]}
-        values: list[dict[str, float]] = []
-        for r, spec in enumerate(self._program.specs):
-            if not self._is_active_R[r]:
-                values.append({})
-                continue
-            if not np.isfinite(scaled_RxVxK[r]).all():
-                raise not_finite("validation prediction", *self._names()[r], self._step, self._step)
-            points = []
-            for k, horizon in enumerate(spec.horizons):
-                raw_V = raw_predictions(self._program, scaled_RxVxK[r, :, k], horizon)
-                label_V = self._labels_VxT[:, horizon].astype(np.float64)
-                is_known = ~np.isnan(label_V)
-                points.append(point_metrics(label_V[is_known], raw_V[: len(label_V)][is_known]))
-            values.append(
-                {f"validation/{name}": float(term[r]) for name, term in terms.items()}
-                | {f"validation/{name}": float(np.mean([point[name] for point in points])) for name in points[0]}
-            )
-        return values
-
     def _check_lock(self) -> None:
         if self._held is not None:
             self._held.check()
@@ -270,7 +225,7 @@ class Trainer:
         with contextlib.closing(checkpoints.CheckpointWriter(self._workdir / run_lib.BEST, -1)) as saver:
             saver.save(self._step, best)
         best = to_host(best)
-        calibrations = fit_calibrations(self._program, best, self._validation, self._rows)
+        calibrations = fit_calibrations(self._program, best, self._validation_rows, self._rows)
         if distributed.is_lead():
             run_lib.seal(self._workdir, self._step, best, calibrations)
         distributed.barrier("the run is sealed")
@@ -283,20 +238,6 @@ def _refuse_devices(program: Program, workdir: Path) -> None:
     distributed.barrier("the store is open")  # which may take longer than the devices' own meeting waits
     if not of_lead(np.array(run_lib.is_finished(workdir))):
         make_mesh(program.config.mesh, len(program.specs), program.config.train.batch_size)
-
-
-def _refuse_other_rows(workdir: Path, num_rows: int, flag: str) -> None:
-    """Raises UserError if a run was begun on another number of training rows, which decides the order of them all."""
-    for step in checkpoints.sealed_steps(workdir / run_lib.LATEST):
-        try:
-            begun_with = checkpoints.read_notes(workdir / run_lib.LATEST, step).get("num_rows", num_rows)
-        except UserError:  # a damaged one; whoever restores it says so
-            continue
-        if begun_with != num_rows:
-            raise UserError(
-                f"--data: the store has {num_rows} training rows, those of step {step} in {workdir} came from "
-                f"{begun_with}; rows were added since the run began: train on them in a new {flag}"
-            )
 
 
 def train(
@@ -336,7 +277,7 @@ def train(
     with lock.hold(workdir, flag) if distributed.is_lead() else contextlib.nullcontext() as held:
         if distributed.is_lead():
             open_run_folder(workdir, program, flag)
-            _refuse_other_rows(workdir, num_rows, flag)
+            refuse_other_rows(workdir, num_rows, flag)
         distributed.barrier("the run folder is open")
         refuse_another_folder(workdir, held, flag)
         if not distributed.is_lead():

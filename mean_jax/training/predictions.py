@@ -19,10 +19,15 @@ PREDICT_BATCH_SIZE = 4096
 MAX_LEVEL_ROWS = 1 << 20  # training rows behind the level of a calibration
 
 
-def split_words(rows: SplitRows, every: int = 1) -> Iterator[np.ndarray]:
-    """Yields words_BxW over a split in its order, of its blocks one in `every`, with numeric values in float32."""
+def stored_words(rows: SplitRows, every: int = 1) -> Iterator[np.ndarray]:
+    """Yields words_BxW over a split in its order, as stored, of its blocks one in `every`."""
     for start in range(0, len(rows), every * PREDICT_BATCH_SIZE):
-        yield rows.layout.widen(rows.gather(np.arange(start, min(start + PREDICT_BATCH_SIZE, len(rows)))))
+        yield rows.gather(np.arange(start, min(start + PREDICT_BATCH_SIZE, len(rows))))
+
+
+def split_words(rows: SplitRows, every: int = 1) -> Iterator[np.ndarray]:
+    """Yields what `stored_words` yields, with numeric values in float32."""
+    return map(rows.layout.widen, stored_words(rows, every))
 
 
 class RowPredictor:
@@ -116,7 +121,9 @@ def fit_calibrations(
             fit_levelled(raw_V, label_V, train_raw_V, train_label_V)
             for raw_V, train_raw_V in zip(raw_SxV, train_raw_SxV, strict=True)
         )
-        ensemble = fit_levelled(raw_SxV.mean(axis=0), label_V, train_raw_SxV.mean(axis=0), train_label_V)
+        ensemble = seeds[0]  # of one seed the mean is that seed
+        if len(seeds) > 1:
+            ensemble = fit_levelled(raw_SxV.mean(axis=0), label_V, train_raw_SxV.mean(axis=0), train_label_V)
         all_raw_V = seed_predictions(program, on_validation.scaled_RxVxK, horizon).mean(axis=0)
         calibrations.append(HorizonCalibration(ensemble, seeds, np.percentile(all_raw_V, PERCENTILE_LEVELS)))
     return tuple(calibrations)

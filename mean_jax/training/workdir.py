@@ -13,7 +13,7 @@ from mean_jax.errors import UserError
 from mean_jax.fileio import remove_temporaries
 from mean_jax.run import Program
 from mean_jax.sharding import of_lead
-from mean_jax.training import lock
+from mean_jax.training import checkpoints, lock
 
 # Sections of the config that do not change what a run is: it may go on with others.
 _FREE_SECTIONS = ("mesh",)
@@ -89,6 +89,20 @@ def refuse_another_folder(workdir: Path, held: lock.Held | None, flag: str) -> N
             f"{flag}: {workdir} is not the folder that process 0 trains in, whose lock {name} is missing here; "
             "name one folder in all processes of a job, on a file system that their machines share"
         )
+
+
+def refuse_other_rows(workdir: Path, num_rows: int, flag: str) -> None:
+    """Raises UserError if a run was begun on another number of training rows, which decides the order of them all."""
+    for step in checkpoints.sealed_steps(workdir / run_lib.LATEST):
+        try:
+            begun_with = checkpoints.read_notes(workdir / run_lib.LATEST, step).get("num_rows", num_rows)
+        except UserError:  # a damaged one; whoever restores it says so
+            continue
+        if begun_with != num_rows:
+            raise UserError(
+                f"--data: the store has {num_rows} training rows, those of step {step} in {workdir} came from "
+                f"{begun_with}; rows were added since the run began: train on them in a new {flag}"
+            )
 
 
 def refuse_divided_job(program: Program, store: Store) -> None:
