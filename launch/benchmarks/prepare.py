@@ -168,7 +168,7 @@ def _measure_size(num_rows: int, folder: Path, num_workers: int) -> float:
     """Prints the lines of one size and returns the peak memory of prepare in bytes."""
     data, store = folder / f"synthetic-{num_rows}", folder / "store"
     if not data.exists():
-        write_synthetic(SyntheticSpec(num_rows, num_features=_FEATURES.value), data)
+        write_synthetic(SyntheticSpec(num_rows, num_features=_FEATURES.value), data, available_processors())
     table = str(data / CUSTOMERS_FOLDER)
     own = [sys.executable, __file__, f"--num_workers={num_workers}", f"--decode={table}"]
     ours = [sys.executable, "-m", "mean_jax.cli.prepare", f"--num_workers={num_workers}", f"--input={table}"]

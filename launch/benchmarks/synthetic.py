@@ -7,7 +7,6 @@ Rounds are interleaved; the median of the rounds is printed with the smallest an
 
 from concurrent.futures import ThreadPoolExecutor
 import functools
-import os
 from pathlib import Path
 import tempfile
 import time
@@ -17,6 +16,7 @@ import numpy as np
 
 from mean_jax.cli import common
 from mean_jax.data.synthetic import SyntheticSpec, generate_shard, write_synthetic
+from mean_jax.data.workers import available_processors
 
 _FLAGS = flags.FlagValues()  # of this command alone
 _ROWS = flags.DEFINE_integer("rows", 300_000, "Customers per round.", lower_bound=1, flag_values=_FLAGS)
@@ -33,16 +33,16 @@ def _generate(spec: SyntheticSpec, workers: int) -> None:
 
 def _write(spec: SyntheticSpec) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        write_synthetic(spec, Path(folder) / "synthetic")
+        write_synthetic(spec, Path(folder) / "synthetic", available_processors())
 
 
 def _main() -> None:
     spec = SyntheticSpec(_ROWS.value, num_features=_FEATURES.value)
-    workers = os.cpu_count() or 1
+    workers = available_processors()
     cases = {
         "in memory, 1 thread": functools.partial(_generate, spec, 1),
         f"in memory, {workers} threads": functools.partial(_generate, spec, workers),
-        "written as Parquet": functools.partial(_write, spec),
+        f"written as Parquet, {workers} processes": functools.partial(_write, spec),
     }
     rates: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(_ROUNDS.value):

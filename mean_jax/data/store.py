@@ -23,6 +23,7 @@ from mean_jax.data.buffers import aligned_empty
 from mean_jax.data.memory import available_bytes
 from mean_jax.data.schema import Schema
 from mean_jax.data.transform import Transform
+from mean_jax.data.workers import available_processors
 from mean_jax.errors import UserError
 from mean_jax.fileio import file_sha256, read_json
 from mean_jax.types import RowLayout
@@ -104,9 +105,10 @@ class Store:
             split: tuple(Shard(**shard) for shard in manifest["splits"][split]["shards"]) for split in SPLITS
         }
         _allow_open_files(2 * sum(len(shards) for shards in self.shards.values()))
-        for split in SPLITS:
-            for shard in self.shards[split]:
-                self._check_shard(shard, verify)
+        all_shards = [shard for split in SPLITS for shard in self.shards[split]]
+        with ThreadPoolExecutor(available_processors()) as pool:  # checksums are computed without Python's lock
+            for _ in pool.map(lambda shard: self._check_shard(shard, verify), all_shards):
+                pass  # raises what the first bad shard raised
 
     def _check_shard(self, shard: Shard, verify: bool) -> None:
         files = ((shard.file, shard.sha256), (shard.ids_file, shard.ids_sha256))

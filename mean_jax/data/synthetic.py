@@ -7,9 +7,8 @@ customers from it. A shard depends on the seed, its index and the rows per shard
 any order and by any number of workers, bit for bit with one version of NumPy on one kind of processor.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 import dataclasses
-import os
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from mean_jax.data.synthetic_features import MIN_FEATURES, design_features, make_columns
 from mean_jax.data.synthetic_laws import HORIZON_DAYS, draw_customers, draw_spend, expected_spend
+from mean_jax.data.workers import Workers, available_processors
 from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_folder, write_json
 
@@ -30,7 +30,6 @@ ID_COLUMN = "customer_id"
 LABELS = tuple(f"cltv_{days}" for days in HORIZON_DAYS)
 ORACLES = tuple(f"oracle_{days}" for days in HORIZON_DAYS)
 ROWS_PER_SHARD = 1 << 15
-_MAX_WORKERS = 8  # each holds a shard and its Parquet file, some 200 MB at 720 features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _write_shard(spec: SyntheticSpec, folder: Path, shard: int) -> tuple[int, np
     return customers.num_rows, (labels_BxT == 0).sum(axis=0), labels_BxT.sum(axis=0)
 
 
-def write_synthetic(spec: SyntheticSpec, output: Path, workers: int | None = None) -> None:
+def write_synthetic(spec: SyntheticSpec, output: Path, num_workers: int = 1) -> None:
     """Writes the folder `output` with customers/part-*.parquet, oracle/part-*.parquet and card.json.
 
     Shards are made and written one per worker, so memory does not grow with the rows.
@@ -116,21 +115,20 @@ def write_synthetic(spec: SyntheticSpec, output: Path, workers: int | None = Non
     Args:
       spec: what is made.
       output: appears only when whole.
-      workers: threads; by default one per processor, at most 8. They do not change what is written.
+      num_workers: processes, each of which holds a shard and its file, some 200 MB at 720 features; more than one need
+        a program whose main module can be imported. They do not change what is written.
 
     Raises:
       UserError: the output exists.
     """
-    workers = workers or min(os.cpu_count() or 1, _MAX_WORKERS)
     zeros_T, sums_T = np.zeros((2, len(LABELS)))
     with atomic_folder(output) as folder:
         for name in (CUSTOMERS_FOLDER, ORACLE_FOLDER):
             (folder / name).mkdir()
         bar = tqdm(total=spec.num_rows, desc="synthetic", unit=" rows", unit_scale=True, disable=None)
-        with bar as progress, ThreadPoolExecutor(workers) as threads:
-            for num_rows, shard_zeros_T, shard_sums_T in threads.map(
-                lambda shard: _write_shard(spec, folder, shard), range(spec.num_shards)
-            ):
+        with bar as progress, Workers(num_workers) as workers:
+            write = functools.partial(_write_shard, spec, folder)
+            for num_rows, shard_zeros_T, shard_sums_T in workers.map(write, range(spec.num_shards)):
                 zeros_T += shard_zeros_T
                 sums_T += shard_sums_T
                 progress.update(num_rows)
@@ -166,7 +164,7 @@ def main() -> None:
 
     def write() -> None:
         path = Path(output.value)
-        write_synthetic(SyntheticSpec(rows.value, seed.value, features.value), path)
+        write_synthetic(SyntheticSpec(rows.value, seed.value, features.value), path, available_processors())
         LOGGER.info("%d customers with %d features written to %s", rows.value, features.value, path / CUSTOMERS_FOLDER)
 
     common.run(write, flag_values=own)

@@ -5,14 +5,18 @@ no copy of the data. Draws depend on the seed, the number of rows and the number
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from mean_jax.data.workers import available_processors
 
 COVERAGE = 0.95
 # Drawing and evaluating costs about 80 ns per row and resample; beyond this many draws fewer resamples are made,
 # never fewer than MIN_RESAMPLES, from which 2.5 % quantiles can still be read.
 MAX_DRAWS = 200_000_000
 MIN_RESAMPLES = 100
+_MAX_THREADS = 8  # each holds some ten numbers per row
 
 
 def effective_resamples(num_rows: int, num_resamples: int) -> int:
@@ -32,15 +36,16 @@ def bootstrap(
     """Returns each statistic on every resample, float64 (resamples,).
 
     Args:
-      statistics_fn: maps counts (V,) to named statistics; NaN where one is undefined.
+      statistics_fn: maps counts (V,) to named statistics; NaN where one is undefined. Called by several threads.
       num_rows: V.
       num_resamples: asked for; `effective_resamples` of them are made.
       seed: of the draws.
     """
-    replicates = [
-        statistics_fn(resample_counts(num_rows, resample, seed))
-        for resample in range(effective_resamples(num_rows, num_resamples))
-    ]
+    resamples = range(effective_resamples(num_rows, num_resamples))
+    with ThreadPoolExecutor(min(_MAX_THREADS, available_processors())) as pool:
+        replicates = list(
+            pool.map(lambda resample: statistics_fn(resample_counts(num_rows, resample, seed)), resamples)
+        )
     return {name: np.array([replicate[name] for replicate in replicates]) for name in replicates[0]}
 
 

@@ -78,6 +78,11 @@ def _ratio(numerator: float, denominator: float) -> float:
     return float(numerator / denominator) if denominator != 0 else float("nan")
 
 
+def _dot(a_V: np.ndarray, b_V: np.ndarray) -> float:
+    """Returns the sum of products, in one order on every machine; BLAS would start threads within each resample's."""
+    return float(np.sum(a_V * b_V, dtype=np.float64))
+
+
 class RankedSplit:
     """Labels and predictions of V rows in ascending order of prediction, with the groups of equal values."""
 
@@ -109,7 +114,7 @@ class Resample:
         self.split = split
         self.counts_V = np.ones(split.num_rows, np.int64) if counts_V is None else counts_V
         self.num_rows = int(self.counts_V.sum())
-        self.label_sum = float(self.counts_V @ split.label_V)
+        self.label_sum = _dot(self.counts_V, split.label_V)
 
     @cached_property
     def _prediction_rank_V(self) -> np.ndarray:
@@ -147,11 +152,11 @@ class Resample:
     def gini_raw(self, compat: GiniCompat = None) -> float:
         """See `metrics.gini_raw`."""
         excess = 1 / self.num_rows if compat == "google" else 0.0
-        return _ratio(self._weighted_label_V @ self._prediction_rank_V, self.num_rows * self.label_sum) + excess
+        return _ratio(_dot(self._weighted_label_V, self._prediction_rank_V), self.num_rows * self.label_sum) + excess
 
     def gini(self, compat: GiniCompat = None) -> float:
         """See `metrics.gini`."""
-        perfect = _ratio(self._weighted_label_V @ self._label_rank_V, self.num_rows * self.label_sum)
+        perfect = _ratio(_dot(self._weighted_label_V, self._label_rank_V), self.num_rows * self.label_sum)
         if not perfect > 0:  # no label is positive, or all are equal
             return float("nan")
         return self.gini_raw(compat) / (perfect + (1 / self.num_rows if compat == "google" else 0.0))
@@ -159,16 +164,16 @@ class Resample:
     def spearman(self) -> float:
         """See `metrics.spearman`."""
         weighted_V = self.counts_V * self._label_rank_V
-        label_variance = weighted_V @ self._label_rank_V
-        prediction_variance = (self.counts_V * self._prediction_rank_V) @ self._prediction_rank_V
-        return _ratio(weighted_V @ self._prediction_rank_V, np.sqrt(label_variance * prediction_variance))
+        label_variance = _dot(weighted_V, self._label_rank_V)
+        prediction_variance = _dot(self.counts_V * self._prediction_rank_V, self._prediction_rank_V)
+        return _ratio(_dot(weighted_V, self._prediction_rank_V), np.sqrt(label_variance * prediction_variance))
 
     def auc(self, threshold: float = 0.0) -> float:
         """See `metrics.auc`."""
         positive_count_V = self.counts_V * (self.split.label_V > threshold)
         num_positive = int(positive_count_V.sum())
         pairs = num_positive * (self.num_rows - num_positive)
-        return (1 + _ratio(positive_count_V @ self._prediction_rank_V, pairs)) / 2
+        return (1 + _ratio(_dot(positive_count_V, self._prediction_rank_V), pairs)) / 2
 
     def mutual_gini(self) -> float:
         """See `metrics.mutual_gini`."""
@@ -206,15 +211,15 @@ class Resample:
 
     def mae(self) -> float:
         """See `metrics.mae`."""
-        return float(self.counts_V @ np.abs(self.split.error_V)) / self.num_rows
+        return _dot(self.counts_V, np.abs(self.split.error_V)) / self.num_rows
 
     def rmse(self) -> float:
         """See `metrics.rmse`."""
-        return float(np.sqrt((self.counts_V * self.split.error_V) @ self.split.error_V / self.num_rows))
+        return float(np.sqrt(_dot(self.counts_V * self.split.error_V, self.split.error_V) / self.num_rows))
 
     def bias(self) -> float:
         """See `metrics.bias`."""
-        return _ratio(self.counts_V @ self.split.prediction_V, self.label_sum)
+        return _ratio(_dot(self.counts_V, self.split.prediction_V), self.label_sum)
 
     def positive_rate(self) -> float:
         """See `metrics.positive_rate`."""
