@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mean_jax.config import EncoderConfig
+from mean_jax.models import encoder as encoder_lib
 from mean_jax.models.encoder import InputEncoder, embedding_width, piecewise_linear, ple_intervals, standardise
 from mean_jax.types import EncoderConstants
 
@@ -76,6 +77,35 @@ def test_encoder_concatenates_values_indicators_and_embeddings():
     np.testing.assert_array_equal(x_BxF[1, 3:], table[3])
     # Training never saw code 0, so it stands for the mean customer.
     np.testing.assert_allclose(x_BxF[0, 3:], 0.3 * table[1] + 0.1 * table[2] + 0.6 * table[3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0, 20, 1 << 16])  # each table alone, the small ones together, all together
+def test_tables_of_any_size_give_their_rows_in_the_order_of_the_columns(monkeypatch, limit):
+    """And unseen codes the mean training row; both ways of gathering have the gradients of plain NumPy."""
+    monkeypatch.setattr(encoder_lib, "_MAX_JOINT_NUMBERS", limit)
+    counts = tuple(np.array(n) for n in ([0, 3, 1, 6], [2, 0, 5], [0, 0, *range(1, 19)], [4, 0, 0], [0, 1, 7, 2]))
+    module = InputEncoder(EncoderConfig(), constants(category_counts=counts))
+    rng = np.random.default_rng(0)
+    codes = np.stack([rng.integers(0, len(n), 50) for n in counts], axis=1).astype(np.int32)
+    numeric = np.zeros((50, 0), np.float32)
+    params = module.init(jax.random.PRNGKey(0), numeric, codes)["params"]
+    output, pull = jax.vjp(lambda params: module.apply({"params": params}, numeric, codes), params)
+    wanted = rng.standard_normal(output.shape).astype(np.float32)
+    gradients = pull(wanted)[0]
+    first = 0
+    for column, n in enumerate(counts):
+        table, code = np.asarray(params[f"embedding_{column}"], np.float64), codes[:, column]
+        own = slice(first, first + table.shape[1])
+        first = own.stop
+        share = n / n.sum()
+        trained = np.where(n[:, None] > 0, table, share @ table)
+        np.testing.assert_allclose(output[:, own], trained[code], rtol=1e-6, atol=1e-7)
+        by_row = np.zeros_like(table)
+        np.add.at(by_row, code, wanted[:, own])
+        unseen = by_row[n == 0].sum(axis=0)
+        expected = np.where(n[:, None] > 0, by_row, 0) + np.outer(share, unseen)
+        np.testing.assert_allclose(gradients[f"embedding_{column}"], expected, rtol=1e-5, atol=1e-5)
+    assert first == output.shape[1]
 
 
 @pytest.mark.parametrize(("size", "width"), [(2, 2), (16, 3), (17, 3), (81, 4), (10_000, 11)])

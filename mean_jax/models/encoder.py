@@ -1,5 +1,6 @@
 """The input encoder, shared by all models: raw columns and fitted constants -> features x_BxF."""
 
+from collections.abc import Sequence
 import itertools
 
 from flax import linen as nn
@@ -13,6 +14,8 @@ from mean_jax.types import Array, EncoderConstants
 # Standard deviations: no training value of a light-tailed or logged column comes near, but one absurd value at
 # scoring, a price in the wrong unit, would otherwise own the total of all predictions.
 MAX_STANDARDISED = 20.0
+# Of an embedding table that is gathered together with others; a large one would be copied for it.
+_MAX_JOINT_NUMBERS = 1 << 16
 
 
 def standardise(values_BxC: Array, constants: EncoderConstants) -> jax.Array:
@@ -79,6 +82,32 @@ def trained_rows(table_VxE: Array, count_V: np.ndarray) -> jax.Array:
     return jnp.where(count_V[:, None] > 0, table_VxE, mean_1xE)
 
 
+def joint_rows(tables: Sequence[Array], counts: Sequence[np.ndarray], codes_BxD: Array) -> jax.Array:
+    """Returns the rows of many `trained_rows` tables that the codes name, side by side.
+
+    The tables are one vector and one gather: a few large kernels that compile once, where each column would need
+    several small ones.
+
+    Args:
+      tables: [V, E] per column, each of its own size; P numbers in all, F in a row of all.
+      counts: [V] per column, training rows with each code.
+      codes_BxD: a code per column, below its V.
+    """
+    widths_D = np.array([table.shape[1] for table in tables])
+    sizes_D = np.array([table.size for table in tables])
+    column_F = np.repeat(np.arange(len(tables)), widths_D)
+    feature_P = np.concatenate([np.tile(np.flatnonzero(column_F == d), len(n)) for d, n in enumerate(counts)])
+    count_P = np.concatenate([np.repeat(n, width) for n, width in zip(counts, widths_D, strict=True)])
+    share_P = np.concatenate([np.repeat(n / n.sum(), width) for n, width in zip(counts, widths_D, strict=True)])
+    numbers_P = jnp.concatenate([jnp.ravel(table) for table in tables])
+    mean_F = jax.ops.segment_sum(numbers_P * share_P.astype(np.float32), feature_P, len(column_F))
+    numbers_P = jnp.where(count_P > 0, numbers_P, mean_F[feature_P])
+    # Of the first row of its table, each feature's place among the numbers.
+    first_F = np.repeat(np.cumsum(sizes_D) - sizes_D, widths_D) + np.concatenate([np.arange(w) for w in widths_D])
+    code_BxF = jnp.take(codes_BxD, column_F, axis=1)
+    return numbers_P[code_BxF * widths_D[column_F].astype(np.int32)[None] + first_F.astype(np.int32)[None]]
+
+
 class InputEncoder(nn.Module):
     """Concatenates encoded numeric columns, indicators of missing values and embedded categories."""
 
@@ -97,8 +126,16 @@ class InputEncoder(nn.Module):
             with_missing = np.flatnonzero(self.constants.has_missing)
             if len(with_missing):
                 parts.append(jnp.isnan(jnp.take(numeric_BxC, with_missing, axis=1)).astype(jnp.float32))
-        for column, count_V in enumerate(self.constants.category_counts):
+        counts = self.constants.category_counts
+        tables = []
+        for column, count_V in enumerate(counts):
             shape = (len(count_V), embedding_width(len(count_V), self.config))
-            table_VxE = self.param(f"embedding_{column}", nn.linear.default_embed_init, shape)
-            parts.append(jnp.take(trained_rows(table_VxE, count_V), categorical_BxD[:, column], axis=0))
+            tables.append(self.param(f"embedding_{column}", nn.linear.default_embed_init, shape))
+        for is_small, run in itertools.groupby(range(len(tables)), lambda d: tables[d].size <= _MAX_JOINT_NUMBERS):
+            columns = list(run)
+            if is_small:
+                codes_BxD = categorical_BxD[:, columns[0] : columns[-1] + 1]
+                parts.append(joint_rows([tables[d] for d in columns], [counts[d] for d in columns], codes_BxD))
+            else:
+                parts += [jnp.take(trained_rows(tables[d], counts[d]), categorical_BxD[:, d], axis=0) for d in columns]
         return jnp.concatenate(parts, axis=1)
