@@ -1,4 +1,4 @@
-"""The program of configs/mean.py on made-up constants, for benchmarks that need no store."""
+"""The program of configs/mean.py on made-up constants, and rows for it, for benchmarks that need no store."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from mean_jax.data.schema import Schema
 from mean_jax.data.transform import KNOT_LEVELS, LABEL_LEVELS, Transform
 from mean_jax.models import MODEL_CONFIGS
 from mean_jax.run import Program
+from mean_jax.types import RowLayout
 
 
 def make_program(num_features: int, num_horizons: int, overrides: Sequence[str] = ()) -> Program:
@@ -42,3 +43,12 @@ def make_program(num_features: int, num_horizons: int, overrides: Sequence[str] 
         label_mean=np.full(num_horizons, 10.0),
     )
     return Program(parse_config(load_config("mean", overrides), MODEL_CONFIGS), schema, transform)
+
+
+def normal_words(layout: RowLayout, num_rows: int) -> np.ndarray:
+    """Returns words_BxW of normal features and zero-inflated lognormal labels."""
+    rng = np.random.default_rng(0)
+    words_BxW = rng.standard_normal((num_rows, layout.num_words), np.float32)
+    labels_BxT = layout.labels_of(words_BxW)
+    labels_BxT[:] = np.where(rng.random(labels_BxT.shape) < 0.3, np.exp(3.0 + labels_BxT), 0.0)
+    return words_BxW

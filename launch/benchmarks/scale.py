@@ -66,7 +66,7 @@ _STEP_MB = _float(
     "step_mb", 90.0, "MB per model and step: float32 operands of every product once (71) and Adam's state (20), F=720."
 )
 _PARAMETERS = flags.DEFINE_integer("parameters", 705_355, "Of one model at F=720.", flag_values=_FLAGS)
-_KERNELS = _float("kernels_per_step", 150.0, "Kernels of a step: an assumption, a profile counts them.")
+_KERNELS = _float("kernels_per_step", 133.0, "Kernels of a step, as step_kernels.py counts them on an H100.")
 _TFLOPS = _float(
     "tflops", 494.0, f"TFLOP/s of matrix products: 494 TF32 (JAX's default), 989 bfloat16, 67 float32, dense; {_SHEET}."
 )
@@ -74,7 +74,7 @@ _MEMORY = _float("memory_tbs", 3.35, f"TB/s of device memory; {_SHEET}.")
 _PCIE = _float("pcie_gbs", 64.0, f"GB/s of PCIe Gen5 x16 one way, half of the 128 both ways; {_SHEET}.")
 _LINK = _float("link_gbs", 450.0, f"GB/s of NVLink one way, half of the 900 both ways; {_SHEET}.")
 _DISK = _float("disk_gbs", 6.0, "GB/s from the host's disks: an assumption, about one PCIe Gen4 NVMe drive.")
-_KERNEL_US = _float("kernel_us", 2.5, "Microseconds between the starts of two small kernels: an assumption.")
+_KERNEL_US = _float("kernel_us", 3.8, "Microseconds from one kernel to the next, 506 per step on an H100.")
 _DISPATCH_US = _float("dispatch_us", 100.0, "Microseconds of the host per dispatch: an assumption.")
 
 

@@ -144,13 +144,13 @@ def assumptions(work: Work, machine: Machine) -> str:
         "steps are fewer and the global batch is larger, which is another optimisation problem.",
         f"{work.num_models} models in one program; per model and step {work.step_flop / 1e9:.2f} GFLOP of matrix "
         f"products, {work.step_bytes / 1e6:.0f} MB through device memory and {work.gradient_bytes / 1e6:.2f} MB of "
-        f"gradients; {work.kernels_per_step:.0f} kernels per step of the program (assumed).",
+        f"gradients; {work.kernels_per_step:.0f} kernels per step of the program (numeric columns).",
         f"Rates per device, from the data sheet and not reached by products this small: {machine.flop_per_s / 1e12:.0f}"
         f" TFLOP/s, {machine.memory_bytes_per_s / 1e12:.2f} TB/s memory, {machine.pcie_bytes_per_s / _GB:.0f} GB/s "
         f"PCIe and {machine.link_bytes_per_s / _GB:.0f} GB/s NVLink, each one way.",
-        f"Assumed, not from a data sheet: {machine.disk_bytes_per_s / _GB:.0f} GB/s from the host's disks, "
-        f"{1e6 * machine.kernel_seconds:.1f} us between the starts of two kernels and "
-        f"{1e6 * machine.dispatch_seconds:.0f} us of the host per dispatch.",
+        f"{1e6 * machine.kernel_seconds:.1f} us from one kernel to the next, as step_kernels.py measures it. Assumed: "
+        f"{machine.disk_bytes_per_s / _GB:.0f} GB/s from the host's disks and {1e6 * machine.dispatch_seconds:.0f} us "
+        "of the host per dispatch.",
         "All overlap, so the longest counts: a lower bound, not a forecast. The host's work per row is left out.",
     )
     return "\n".join(f"- {line}" for line in lines)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 import jax.numpy as jnp
-from made_up import make_program
+from made_up import make_program, normal_words
 import numpy as np
 
 from mean_jax.cli import common
@@ -37,7 +37,6 @@ from mean_jax.run import Program
 from mean_jax.sharding import data_mesh, state_shardings
 from mean_jax.training.state import TrainState, make_init
 from mean_jax.training.step import make_dispatch
-from mean_jax.types import RowLayout
 
 _NUM_FEATURES = flags.DEFINE_integer("num_features", 720, "Numeric features F.", lower_bound=1)
 _NUM_ROWS = flags.DEFINE_integer("num_rows", 50_000, "Rows of the store on disk.", lower_bound=16 * 1024)
@@ -63,15 +62,6 @@ Contender = Callable[[int], None]  # runs that many dispatches to their end
 
 def _kind() -> _Kind:
     return _CPU if jax.default_backend() == "cpu" else _GPU
-
-
-def _words(layout: RowLayout, num_rows: int) -> np.ndarray:
-    """Returns words_BxW of normal features and zero-inflated lognormal labels."""
-    rng = np.random.default_rng(0)
-    words_BxW = rng.standard_normal((num_rows, layout.num_words), np.float32)
-    labels_BxT = layout.labels_of(words_BxW)
-    labels_BxT[:] = np.where(rng.random(labels_BxT.shape) < 0.3, np.exp(3.0 + labels_BxT), 0.0)
-    return words_BxW
 
 
 def _single_state(program: Program) -> TrainState:
@@ -254,7 +244,7 @@ def _print_report(program: Program, seconds: dict[str, np.ndarray]) -> None:
 def _main() -> None:
     program = make_program(_NUM_FEATURES.value, _NUM_HORIZONS.value)
     train, layout = program.config.train, program.schema.layout
-    words_BxW = _words(layout, _NUM_ROWS.value)
+    words_BxW = normal_words(layout, _NUM_ROWS.value)
     plan = plan_epoch(len(words_BxW), train.batch_size, train.steps_per_dispatch)
     size = train.batch_size * train.steps_per_dispatch
     if plan.num_steps != train.steps_per_dispatch:

@@ -14,8 +14,9 @@ from mean_jax.types import Array, EncoderConstants
 # Standard deviations: no training value of a light-tailed or logged column comes near, but one absurd value at
 # scoring, a price in the wrong unit, would otherwise own the total of all predictions.
 MAX_STANDARDISED = 20.0
-# Of an embedding table that is gathered together with others; a large one would be copied for it.
-_MAX_JOINT_NUMBERS = 1 << 16
+# Of an embedding table that is gathered together with others; a large one would be copied for it, or come together
+# from the devices that it is divided over.
+_MAX_JOINT_NUMBERS = 1 << 12
 
 
 def standardise(values_BxC: Array, constants: EncoderConstants) -> jax.Array:
