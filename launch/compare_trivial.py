@@ -12,6 +12,7 @@ import numpy as np
 
 from mean_jax.cli import common
 from mean_jax.data.store import Store
+from mean_jax.errors import UserError
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.experiments.cells import PeerTables, peer_predictions
 from mean_jax.experiments.data import ExperimentData
@@ -28,7 +29,16 @@ _METRICS = ("gini", "spearman", "auc", "bias", "mae", "decile_mape", "percentile
 def _main() -> None:
     data = ExperimentData(_DATA.value, Store(Path(_DATA.value)))
     labels_VxT = data.labels("test")
-    evaluation = json.loads((Path(_EVALUATION.value) / "metrics.json").read_text())
+    file = Path(_EVALUATION.value) / "metrics.json"
+    if not file.is_file():
+        raise UserError(f"--evaluation: {file} does not exist; make it with mean-jax-evaluate --split=test")
+    evaluation = json.loads(file.read_text())
+    own = data.store.schema.horizons
+    if foreign := [horizon for horizon in evaluation["horizons"] if horizon not in own]:
+        raise UserError(
+            f"--evaluation: {file} is of horizon {', '.join(foreign)}, which the store {_DATA.value} does not have (it "
+            f"has {', '.join(own)}); name the store that was evaluated"
+        )
     lines = {
         (horizon, "MEAN"): {name: spaces["currency"][name]["value"] for name in _METRICS}
         for horizon, spaces in evaluation["horizons"].items()

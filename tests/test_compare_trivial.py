@@ -47,3 +47,13 @@ def test_the_table_shows_the_model_and_what_needs_none(table, tmp_path):
     assert found["365", "constant_mean"]["mae"] == f"{np.abs(label - mean).mean():.4f}"
     assert found["365", "constant_mean"]["bias"] == f"{mean / label.mean():.4f}"
     assert found["30", "past_spend"]["gini"] != found["365", "past_spend"]["gini"]
+
+    def refused():
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1 and result.stderr.startswith("error: --eval")
+        return result.stderr
+
+    (tmp_path / "evaluation/metrics.json").write_text(json.dumps({"horizons": {"60": {"currency": currency}}}))
+    assert "horizon 60" in refused() and "30, 365" in refused()
+    (tmp_path / "evaluation/metrics.json").unlink()
+    assert "does not exist" in refused()
