@@ -12,6 +12,7 @@ from mean_jax.batch_axis import BatchAxis
 from mean_jax.config import DataConfig, MeshConfig
 from mean_jax.data.pipeline import EpochPlan, train_dispatches
 from mean_jax.errors import UserError
+from mean_jax.models import encoder as encoder_lib
 from mean_jax.models.blocks import BatchNorm
 from mean_jax.run import Program
 from mean_jax.sharding import batch_axis, data_mesh, make_mesh, on_mesh, own_rows, state_shardings, to_host
@@ -72,8 +73,12 @@ def test_mdan_compares_the_rows_of_the_whole_batch(overrides, store, words_SxBxW
     assert_same_training(program, words_SxBxW, [MeshConfig()])
 
 
+@pytest.mark.parametrize("limit", [0, encoder_lib._MAX_JOINT_NUMBERS])  # tables each alone, and small ones together
 @pytest.mark.parametrize("name", MESHES)
-def test_meshes(name, store, words_SxBxW):
+def test_meshes(name, limit, store, words_SxBxW, monkeypatch):
+    if limit == 0 and MESHES[name].model == 1:
+        pytest.skip("tables are whole on every device")
+    monkeypatch.setattr(encoder_lib, "_MAX_JOINT_NUMBERS", limit)
     program = Program(tiny_config("train.num_seeds=2"), store.schema, store.transform)
     assert_same_training(program, words_SxBxW, [MESHES[name]], rtol=1e-3, atol=1e-5)
 

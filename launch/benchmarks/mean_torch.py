@@ -114,18 +114,21 @@ class TorchMean(nn.Module):
 class TorchTrainer:
     """Train steps of the first horizon's model with Adam."""
 
-    def __init__(self, program: Program, params: Mapping[str, Any], num_threads: int, mode: str | None) -> None:
-        """Starts from the Flax parameters `params` of one replica, on the GPU if PyTorch has one.
+    def __init__(
+        self, program: Program, params: Mapping[str, Any], num_threads: int, mode: str | None, device: str = "cpu"
+    ) -> None:
+        """Starts from the Flax parameters `params` of one replica.
 
         Args:
           program: whose model and optimiser to build.
           params: of one replica.
           num_threads: on the CPU.
           mode: of `torch.compile`; None compiles nothing.
+          device: "cpu" or "cuda".
         """
         torch.set_num_threads(num_threads)
         torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as JAX by default; no difference on a CPU
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device
         model = TorchMean(program)
         model.load(params)
         model.to(self._device)

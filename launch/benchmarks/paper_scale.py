@@ -22,7 +22,7 @@ from process_meter import Usage, measure
 from scale_paper import table
 
 from mean_jax.cli import common
-from mean_jax.data.synthetic import CUSTOMERS_FOLDER
+from mean_jax.data.synthetic import CUSTOMERS_FOLDER, SyntheticSpec
 from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_file
 from mean_jax.log import LOGGER
@@ -63,8 +63,6 @@ def _stages(output: Path, scratch: Path) -> Iterator[tuple[str, int, Usage]]:
     arguments = [f"--rows={rows}", f"--features={_FEATURES.value}", f"--output={data}"]
     yield "generator", rows, _run("generate", output, "data.synthetic", *arguments)
     files = sorted((data / CUSTOMERS_FOLDER).iterdir())
-    if len(files) < _PARTS.value:
-        raise UserError(f"--parts={_PARTS.value}: the generator made {len(files)} files; ask for no more parts")
     for part in range(_PARTS.value):
         folder = scratch / f"part-{part}"
         folder.mkdir()
@@ -82,23 +80,28 @@ def _stages(output: Path, scratch: Path) -> Iterator[tuple[str, int, Usage]]:
 
 
 def _main() -> None:
+    num_files = SyntheticSpec(_ROWS.value).num_shards
+    if _PARTS.value > num_files:
+        raise UserError(f"--parts={_PARTS.value}: {_ROWS.value} customers are {num_files} files; ask for no more parts")
     output = Path(_OUTPUT.value)
     scratch = Path(_SCRATCH.value) if _SCRATCH.value else output / "scratch"
     for folder in (output, scratch):
         if folder.exists():
             raise UserError(f"{folder} exists; choose other folders")
         folder.mkdir(parents=True)
-    lines = [
-        [
-            name,
-            f"{usage.seconds:.1f}",
-            f"{rows / usage.seconds:,.0f}",
-            f"{usage.cpu_seconds / usage.seconds:.1f}",
-            f"{usage.peak_anonymous_bytes / 1e9:.1f}",
+    try:
+        lines = [
+            [
+                name,
+                f"{usage.seconds:.1f}",
+                f"{rows / usage.seconds:,.0f}",
+                f"{usage.cpu_seconds / usage.seconds:.1f}",
+                f"{usage.peak_anonymous_bytes / 1e9:.1f}",
+            ]
+            for name, rows, usage in _stages(output, scratch)
         ]
-        for name, rows, usage in _stages(output, scratch)
-    ]
-    shutil.rmtree(scratch)
+    finally:
+        shutil.rmtree(scratch)  # which may be memory
     seconds = seconds_between_epochs((output / "train.log").read_text())
     head = ("stage", "seconds", "of all customers, rows/s", "processors busy", "anonymous memory, GB")
     page = "\n\n".join(

@@ -74,7 +74,7 @@ _MEMORY = _float("memory_tbs", 3.35, f"TB/s of device memory; {_SHEET}.")
 _PCIE = _float("pcie_gbs", 64.0, f"GB/s of PCIe Gen5 x16 one way, half of the 128 both ways; {_SHEET}.")
 _LINK = _float("link_gbs", 450.0, f"GB/s of NVLink one way, half of the 900 both ways; {_SHEET}.")
 _DISK = _float("disk_gbs", 6.0, "GB/s from the host's disks: an assumption, about one PCIe Gen4 NVMe drive.")
-_KERNEL_US = _float("kernel_us", 3.8, "Microseconds from one kernel to the next, 506 per step on an H100.")
+_KERNEL_US = _float("kernel_us", 3.8, "Microseconds per kernel, its work included: 506 per step on an H100.")
 _DISPATCH_US = _float("dispatch_us", 100.0, "Microseconds of the host per dispatch: an assumption.")
 
 

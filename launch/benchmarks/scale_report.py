@@ -148,7 +148,7 @@ def assumptions(work: Work, machine: Machine) -> str:
         f"Rates per device, from the data sheet and not reached by products this small: {machine.flop_per_s / 1e12:.0f}"
         f" TFLOP/s, {machine.memory_bytes_per_s / 1e12:.2f} TB/s memory, {machine.pcie_bytes_per_s / _GB:.0f} GB/s "
         f"PCIe and {machine.link_bytes_per_s / _GB:.0f} GB/s NVLink, each one way.",
-        f"{1e6 * machine.kernel_seconds:.1f} us from one kernel to the next, as step_kernels.py measures it. Assumed: "
+        f"{1e6 * machine.kernel_seconds:.1f} us per kernel, its work included. Assumed: "
         f"{machine.disk_bytes_per_s / _GB:.0f} GB/s from the host's disks and {1e6 * machine.dispatch_seconds:.0f} us "
         "of the host per dispatch.",
         "All overlap, so the longest counts: a lower bound, not a forecast. The host's work per row is left out.",

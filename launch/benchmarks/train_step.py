@@ -51,11 +51,12 @@ class _Kind(NamedTuple):
     num_dispatches: int  # timed per round
     square_size: int  # of a product that keeps the device busy
     loss_tolerance: float  # relative: sums in another order, and TF32's 10 bits of fraction
+    torch_device: str
     torch_modes: dict[str, str | None]  # of torch.compile, per contender
 
 
-_CPU = _Kind(2, 2048, 1e-4, {"PyTorch eager": None, "PyTorch compiled": "default"})
-_GPU = _Kind(50, 8192, 2e-3, {**_CPU.torch_modes, "PyTorch compiled, CUDA graphs": "reduce-overhead"})
+_CPU = _Kind(2, 2048, 1e-4, "cpu", {"PyTorch eager": None, "PyTorch compiled": "default"})
+_GPU = _Kind(50, 8192, 2e-3, "cuda", {**_CPU.torch_modes, "PyTorch compiled, CUDA graphs": "reduce-overhead"})
 
 Contender = Callable[[int], None]  # runs that many dispatches to their end
 
@@ -148,7 +149,10 @@ def _torch_contenders(program: Program, words_SxBxW: np.ndarray) -> dict[str, Co
         print("PyTorch is not installed, so its lines are left out: pip install -e '.[bench]'\n")
         return {}
     import mean_torch
+    import torch
 
+    if _kind().torch_device == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch sees no GPU and JAX does: install its CUDA build, or set JAX_PLATFORMS=cpu")
     dispatch = _dispatch_of(program)
     params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), _single_state(program).replicas.variables.params)
     _, metrics = dispatch(_single_state(program), words_SxBxW)
@@ -157,7 +161,7 @@ def _torch_contenders(program: Program, words_SxBxW: np.ndarray) -> dict[str, Co
     for name, mode in _kind().torch_modes.items():
         if mode and not _COMPILED.value:
             continue
-        trainer = mean_torch.TorchTrainer(program, params, os.cpu_count() or 1, mode)
+        trainer = mean_torch.TorchTrainer(program, params, os.cpu_count() or 1, mode, _kind().torch_device)
         words = trainer.place(words_SxBxW)
         loss = trainer.dispatch(words)
         if not abs(loss - expected) <= _kind().loss_tolerance * abs(expected):

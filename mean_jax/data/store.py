@@ -47,6 +47,7 @@ _HAS_PREADV = hasattr(os, "preadv")  # not on Windows
 _ADVICE_BYTES = 1 << 17
 # A row whose page is on the disk stops its thread: as many reads are under way at once as there are threads.
 _NUM_READERS = 16
+_MAX_CHECKS = 8  # files whose checksums are computed at once
 _MIN_ROWS_PER_READER = 64
 # Rows that pass from a shard to their places by a buffer that stays in the processor's cache.
 _ROWS_PER_PIECE = 128
@@ -106,7 +107,9 @@ class Store:
         }
         _allow_open_files(2 * sum(len(shards) for shards in self.shards.values()))
         all_shards = [shard for split in SPLITS for shard in self.shards[split]]
-        with ThreadPoolExecutor(available_processors()) as pool:  # checksums are computed without Python's lock
+        with ThreadPoolExecutor(
+            min(_MAX_CHECKS, available_processors())
+        ) as pool:  # checksums are computed without Python's lock
             for _ in pool.map(lambda shard: self._check_shard(shard, verify), all_shards):
                 pass  # raises what the first bad shard raised
 

@@ -143,7 +143,7 @@ def write_synthetic(spec: SyntheticSpec, output: Path, num_workers: int = 1) -> 
 
 
 def main() -> None:
-    """Writes a synthetic data set; flags --rows, --seed, --features and --output."""
+    """Writes a synthetic data set; flags --rows, --seed, --features, --num_workers and --output."""
     # Only here: as a library this module knows neither flags nor commands.
     from absl import flags
 
@@ -154,6 +154,14 @@ def main() -> None:
     rows = flags.DEFINE_integer("rows", None, "Customers to make.", required=True, flag_values=own)
     seed = flags.DEFINE_integer("seed", 0, "Draws other customers of the same population.", flag_values=own)
     features = flags.DEFINE_integer("features", 720, f"Feature columns, {MIN_FEATURES} or more.", flag_values=own)
+    num_workers = flags.DEFINE_integer(
+        "num_workers",
+        None,
+        "Processes that share the work, by default one per processor; the files are the same for any number, and each "
+        "takes some 200 MB at 720 features.",
+        lower_bound=1,
+        flag_values=own,
+    )
     output = flags.DEFINE_string(
         "output",
         None,
@@ -164,7 +172,8 @@ def main() -> None:
 
     def write() -> None:
         path = Path(output.value)
-        write_synthetic(SyntheticSpec(rows.value, seed.value, features.value), path, available_processors())
+        spec = SyntheticSpec(rows.value, seed.value, features.value)
+        write_synthetic(spec, path, num_workers.value or available_processors())
         LOGGER.info("%d customers with %d features written to %s", rows.value, features.value, path / CUSTOMERS_FOLDER)
 
     common.run(write, flag_values=own)

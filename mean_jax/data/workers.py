@@ -6,6 +6,7 @@ put in the order of the tasks, so that a result, or the error that is raised, do
 
 from collections.abc import Callable, Iterable, Iterator
 import multiprocessing
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 import os
 import pickle
@@ -118,7 +119,9 @@ class Workers:
     def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
         num_threads = max(1, available_processors() // self.num_workers)
-        # A worker inherits the mask: Ctrl-C reaches all processes of a terminal, and only this one is to answer.
+        # A worker inherits the mask: Ctrl-C reaches all processes of a terminal, and only this one is to answer. The
+        # tracker is started first, as its start would lift the mask again.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             while len(self._processes) < number:

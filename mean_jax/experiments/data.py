@@ -16,7 +16,6 @@ from mean_jax.data.public import DATASETS, Recipe, write_dataset
 from mean_jax.data.store import Store
 from mean_jax.data.synthetic import LABELS, SyntheticSpec, write_synthetic
 from mean_jax.data.tables import open_tables
-from mean_jax.data.workers import available_processors
 from mean_jax.errors import UserError
 from mean_jax.experiments.spec import SYNTHETIC, DataSpec
 from mean_jax.features.build import build_customer_table
@@ -129,7 +128,7 @@ def _made_data(spec: DataSpec, folder: Path) -> ExperimentData:
     if spec.name == SYNTHETIC:
         made = folder / "synthetic"
         if not made.exists():
-            write_synthetic(SyntheticSpec(spec.rows, spec.seed, spec.num_features), made, available_processors())
+            write_synthetic(SyntheticSpec(spec.rows, spec.seed, spec.num_features), made)
         others = tuple(label for label in LABELS if label not in spec.labels)
         options = PrepareOptions(label_columns=spec.labels, excluded=others, split_seed=spec.split_seed)
         opened = _store(made / "customers", folder / "store", options)

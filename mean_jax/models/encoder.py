@@ -86,27 +86,36 @@ def trained_rows(table_VxE: Array, count_V: np.ndarray) -> jax.Array:
 def joint_rows(tables: Sequence[Array], counts: Sequence[np.ndarray], codes_BxD: Array) -> jax.Array:
     """Returns the rows of many `trained_rows` tables that the codes name, side by side.
 
-    The tables are one vector and one gather: a few large kernels that compile once, where each column would need
-    several small ones.
+    Tables of one width are one table and one gather: a few large kernels that compile once, where each column would
+    need several small ones. A code that its table does not have gives NaN, as `jnp.take` does.
 
     Args:
-      tables: [V, E] per column, each of its own size; P numbers in all, F in a row of all.
+      tables: [V, E] per column, each of its own size.
       counts: [V] per column, training rows with each code.
-      codes_BxD: a code per column, below its V.
+      codes_BxD: a code per column.
     """
-    widths_D = np.array([table.shape[1] for table in tables])
-    sizes_D = np.array([table.size for table in tables])
-    column_F = np.repeat(np.arange(len(tables)), widths_D)
-    feature_P = np.concatenate([np.tile(np.flatnonzero(column_F == d), len(n)) for d, n in enumerate(counts)])
-    count_P = np.concatenate([np.repeat(n, width) for n, width in zip(counts, widths_D, strict=True)])
-    share_P = np.concatenate([np.repeat(n / n.sum(), width) for n, width in zip(counts, widths_D, strict=True)])
-    numbers_P = jnp.concatenate([jnp.ravel(table) for table in tables])
-    mean_F = jax.ops.segment_sum(numbers_P * share_P.astype(np.float32), feature_P, len(column_F))
-    numbers_P = jnp.where(count_P > 0, numbers_P, mean_F[feature_P])
-    # Of the first row of its table, each feature's place among the numbers.
-    first_F = np.repeat(np.cumsum(sizes_D) - sizes_D, widths_D) + np.concatenate([np.arange(w) for w in widths_D])
-    code_BxF = jnp.take(codes_BxD, column_F, axis=1)
-    return numbers_P[code_BxF * widths_D[column_F].astype(np.int32)[None] + first_F.astype(np.int32)[None]]
+    parts, columns = [], []
+    for width in sorted({table.shape[1] for table in tables}):
+        chosen = [d for d, table in enumerate(tables) if table.shape[1] == width]
+        sizes_G = np.array([len(counts[d]) for d in chosen])
+        first_G = np.cumsum(sizes_G) - sizes_G
+        # The mean row of each table, by rows padded to those of the largest one.
+        place_M = np.arange(sizes_G.max())
+        row_GxM = first_G[:, None] + np.minimum(place_M, sizes_G[:, None] - 1)
+        count_R = np.concatenate([counts[d] for d in chosen])
+        share_GxM = np.where(place_M < sizes_G[:, None], count_R[row_GxM], 0)
+        share_GxM = (share_GxM / share_GxM.sum(axis=1, keepdims=True)).astype(np.float32)
+        table_RxE = jnp.concatenate([tables[d] for d in chosen])
+        mean_GxE = (share_GxM[..., None] * table_RxE[row_GxM]).sum(axis=1)
+        of_table_R = np.repeat(np.arange(len(chosen)), sizes_G)
+        table_RxE = jnp.where(count_R[:, None] > 0, table_RxE, mean_GxE[of_table_R])
+        code_BxG = jnp.take(codes_BxD, np.array(chosen), axis=1)
+        is_known_BxG = (code_BxG >= 0) & (code_BxG < sizes_G.astype(np.int32)[None])
+        row_BxG = jnp.where(is_known_BxG, code_BxG + first_G.astype(np.int32)[None], len(count_R))
+        parts.append(jnp.take(table_RxE, row_BxG, axis=0).reshape(len(codes_BxD), -1))
+        columns.append(np.repeat(chosen, width))
+    order_F = np.argsort(np.concatenate(columns), kind="stable")
+    return jnp.take(jnp.concatenate(parts, axis=1), order_F, axis=1) if len(parts) > 1 else parts[0]
 
 
 class InputEncoder(nn.Module):

@@ -113,6 +113,8 @@ def _on_devices(
         return epoch_order(num_rows, order.seed, epoch, config)[: epoch_steps * batch_size].astype(np.int32)
 
     first_epoch = first_step // epoch_steps
+    if first_epoch >= order.num_epochs:
+        return
     with ThreadPoolExecutor(max_workers=1) as beside:
         drawn = beside.submit(draw, first_epoch)
         for epoch in range(first_epoch, order.num_epochs):
