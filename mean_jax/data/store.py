@@ -107,9 +107,8 @@ class Store:
         }
         _allow_open_files(2 * sum(len(shards) for shards in self.shards.values()))
         all_shards = [shard for split in SPLITS for shard in self.shards[split]]
-        with ThreadPoolExecutor(
-            min(_MAX_CHECKS, available_processors())
-        ) as pool:  # checksums are computed without Python's lock
+        # Checksums are computed without Python's lock.
+        with ThreadPoolExecutor(min(_MAX_CHECKS, available_processors())) as pool:
             for _ in pool.map(lambda shard: self._check_shard(shard, verify), all_shards):
                 pass  # raises what the first bad shard raised
 
