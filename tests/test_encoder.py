@@ -108,6 +108,16 @@ def test_tables_of_any_size_give_their_rows_in_the_order_of_the_columns(monkeypa
     assert first == output.shape[1]
 
 
+@pytest.mark.parametrize("limit", [0, 1 << 12])
+def test_a_code_that_its_table_does_not_have_is_not_a_number(monkeypatch, limit):
+    """Rather than a row of another column's table."""
+    monkeypatch.setattr(encoder_lib, "_MAX_JOINT_NUMBERS", limit)
+    module = InputEncoder(EncoderConfig(), constants(category_counts=(np.array([1, 1, 1, 1]), np.array([1, 1, 1]))))
+    numeric, codes = np.zeros((2, 0), np.float32), np.int32([[3, 2], [4, 0]])
+    output = module.apply(module.init(jax.random.PRNGKey(0), numeric, codes), numeric, codes)
+    assert np.isnan(output).tolist() == [[False] * 4, [True, True, False, False]]
+
+
 @pytest.mark.parametrize(("size", "width"), [(2, 2), (16, 3), (17, 3), (81, 4), (10_000, 11)])
 def test_embedding_width_follows_the_fourth_root(size, width):
     assert embedding_width(size, EncoderConfig()) == width

@@ -297,6 +297,16 @@ class TestSummary:
         assert summary["gini"] == {"value": None, "low": None, "high": None}
         assert summary["percentile_mape_bins_skipped"] == 30 and summary["mae"]["value"] == 14.5
 
+    def test_threads_change_nothing(self, monkeypatch):
+        rng = np.random.default_rng(3)
+        label_V = np.where(rng.random(3000) < 0.3, rng.lognormal(3.0, 1.0, 3000), 0.0)
+        prediction_V = rng.lognormal(2.0, 1.0, 3000).round(1)  # with ties
+        found = []
+        for num_threads in (1, 4):
+            monkeypatch.setattr(intervals, "available_processors", lambda number=num_threads: number)
+            found.append(metrics.summarise(label_V, prediction_V, num_resamples=40))
+        assert found[0] == found[1]
+
     def test_large_splits_get_fewer_resamples(self):
         assert intervals.effective_resamples(1_000_000, 200) == 200
         assert intervals.effective_resamples(1_600_000, 200) == 125

@@ -134,3 +134,14 @@ def test_workers_end_with_a_parent_that_is_killed():
             return
         time.sleep(0.05)
     raise AssertionError("a worker outlived the command")
+
+
+def ignores_interrupts(task: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_every_worker_leaves_interrupts_to_its_parent():
+    """From the first one on, in a process that has not started any before."""
+    code = "from tests.test_workers import *; print(*Workers(2).__enter__().map(ignores_interrupts, range(8)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["True"] * 8
