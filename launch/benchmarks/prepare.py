@@ -37,8 +37,9 @@ from mean_jax.data.spill import take_rows
 from mean_jax.data.synthetic import CUSTOMERS_FOLDER, SyntheticSpec, write_synthetic
 from mean_jax.data.tables import open_tables
 from mean_jax.data.units import Unit, split_units
-from mean_jax.data.workers import Workers, available_processors
+from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
+from mean_jax.threads import available_processors
 
 _FLAGS = flags.FlagValues()  # of this command alone
 _ROWS = flags.DEFINE_list("rows", ["500000", "2000000"], "Sizes to measure, in customers.", flag_values=_FLAGS)

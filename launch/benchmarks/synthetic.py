@@ -16,7 +16,7 @@ import numpy as np
 
 from mean_jax.cli import common
 from mean_jax.data.synthetic import SyntheticSpec, generate_shard, write_synthetic
-from mean_jax.data.workers import available_processors
+from mean_jax.threads import available_processors
 
 _FLAGS = flags.FlagValues()  # of this command alone
 _ROWS = flags.DEFINE_integer("rows", 300_000, "Customers per round.", lower_bound=1, flag_values=_FLAGS)

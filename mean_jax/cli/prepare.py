@@ -9,8 +9,8 @@ from mean_jax.data.append import append
 from mean_jax.data.categories import MAX_CATEGORIES
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import NUMERIC_TYPES
-from mean_jax.data.workers import available_processors
 from mean_jax.errors import UserError
+from mean_jax.threads import available_processors
 
 _FLAGS = flags.FlagValues()  # of this command alone
 _INPUT = flags.DEFINE_string(

@@ -23,9 +23,9 @@ from mean_jax.data.buffers import aligned_empty
 from mean_jax.data.memory import available_bytes
 from mean_jax.data.schema import Schema
 from mean_jax.data.transform import Transform
-from mean_jax.data.workers import available_processors
 from mean_jax.errors import UserError
 from mean_jax.fileio import file_sha256, read_json
+from mean_jax.threads import available_processors
 from mean_jax.types import RowLayout
 
 try:

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from mean_jax.data.synthetic_features import MIN_FEATURES, design_features, make_columns
 from mean_jax.data.synthetic_laws import HORIZON_DAYS, draw_customers, draw_spend, expected_spend
-from mean_jax.data.workers import Workers, available_processors
+from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_folder, write_json
+from mean_jax.threads import available_processors
 
 KIND = "mean-jax synthetic data"
 VERSION = 1

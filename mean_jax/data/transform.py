@@ -190,11 +190,14 @@ class CategoryEncoder:
 
     def _codes(self, name: str, texts: pa.Array, values: pa.Array) -> np.ndarray:
         """Returns the code of each text and, at the end, where -1 finds it, the code of a missing value."""
-        if name not in self._known or not self._known[name][0].equals(texts):
-            positions = pc.fill_null(pc.index_in(texts, value_set=values), UNKNOWN_CODE - FIRST_VALUE_CODE)
-            codes = positions.to_numpy(zero_copy_only=False) + FIRST_VALUE_CODE
-            self._known[name] = (texts, np.append(codes, MISSING_CODE).astype(np.int32))
-        return self._known[name][1]
+        known = self._known.get(name)  # once: other threads may encode other batches meanwhile
+        if known is not None and known[0].equals(texts):
+            return known[1]
+        positions = pc.fill_null(pc.index_in(texts, value_set=values), UNKNOWN_CODE - FIRST_VALUE_CODE)
+        found = positions.to_numpy(zero_copy_only=False) + FIRST_VALUE_CODE
+        codes: np.ndarray = np.append(found, MISSING_CODE).astype(np.int32)
+        self._known[name] = (texts, codes)
+        return codes
 
 
 class RowEncoder:

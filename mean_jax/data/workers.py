@@ -19,16 +19,12 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from mean_jax.errors import UserError
+from mean_jax.threads import available_processors
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 # Tasks per process that may be done or under way before the oldest result is taken: bounds what waits in memory.
 _TASKS_AHEAD = 2
-
-
-def available_processors() -> int:
-    """Returns how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_with_parent() -> None:

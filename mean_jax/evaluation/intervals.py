@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mean_jax.data.workers import available_processors
+from mean_jax.threads import available_processors
 
 COVERAGE = 0.95
-# Drawing and evaluating costs about 80 ns per row and resample; beyond this many draws fewer resamples are made,
+# Drawing and evaluating costs some 50 ns per row and resample; beyond this many draws fewer resamples are made,
 # never fewer than MIN_RESAMPLES, from which 2.5 % quantiles can still be read.
 MAX_DRAWS = 200_000_000
 MIN_RESAMPLES = 100

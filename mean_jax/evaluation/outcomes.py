@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mean_jax.labels import make_targets, to_scaled
 from mean_jax.log import LOGGER
 from mean_jax.run import Program, Run
 from mean_jax.sharding import local_mesh, sum_over_processes
+from mean_jax.threads import map_ahead
 from mean_jax.training.predictions import RowPredictor, is_own, seed_predictions
 from mean_jax.training.step import make_predict
 
@@ -83,6 +84,14 @@ def _unlabelled_horizons(labels_VxT: np.ndarray, names: Sequence[str], where: st
     return unlabelled
 
 
+class _Predicted(NamedTuple):
+    """A block of rows."""
+
+    labels_BxT: np.ndarray
+    scaled_RxBxK: np.ndarray
+    diagnostics: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None  # for `BucketMeans.add`
+
+
 def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple[dict[int, Outcome], BucketMeans]:
     """Predicts all rows once and returns the outcomes by horizon number with the bucket diagnostics.
 
@@ -96,19 +105,27 @@ def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple
     predict_fn = make_predict(program.model, layout, local_mesh(), with_diagnostics=True)
     predictor = RowPredictor(predict_fn, run.variables)
     means = BucketMeans(program)
-    labels, scaled = [], []
-    for block, words_BxW in enumerate(words):
+
+    def predict(block_and_words: tuple[int, np.ndarray]) -> _Predicted:
+        block, words_BxW = block_and_words
         labels_BxT = layout.labels_of(words_BxW)
-        labels.append(labels_BxT.astype(np.float64))
+        float64_BxT = labels_BxT.astype(np.float64)  # a view would keep all rows in memory
         # A process without a block of its own learns from the first one what the others add up.
         if block and not is_own(block):
-            scaled.append(program.no_predictions(len(words_BxW)))
-            continue
+            return _Predicted(float64_BxT, program.no_predictions(len(words_BxW)), None)
         outputs = predictor(words_BxW)
         targets = make_targets(labels_BxT, constants, np.ones(len(labels_BxT), bool), program.config.labels)
-        scaled.append(outputs.pop("scaled") * is_own(block))
+        scaled_RxBxK = outputs.pop("scaled") * is_own(block)
         outputs.pop("buckets", None)
-        means.add(outputs, np.asarray(targets.bucket), np.asarray(targets.mask) & is_own(block))
+        is_counted_BxT = np.asarray(targets.mask) & is_own(block)
+        return _Predicted(float64_BxT, scaled_RxBxK, (outputs, np.asarray(targets.bucket), is_counted_BxT))
+
+    labels, scaled = [], []
+    for predicted in map_ahead(predict, enumerate(words)):
+        labels.append(predicted.labels_BxT)
+        scaled.append(predicted.scaled_RxBxK)
+        if predicted.diagnostics is not None:
+            means.add(*predicted.diagnostics)
     if not labels:
         raise UserError(f"--data: {where} has no rows in this split")
     means.add_up_processes()

@@ -13,6 +13,7 @@ that is exactly 0 for every row when all values tie. With average ranks r it is 
 """
 
 from functools import cached_property
+import threading
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -78,33 +79,54 @@ def _ratio(numerator: float, denominator: float) -> float:
     return float(numerator / denominator) if denominator != 0 else float("nan")
 
 
+class _Room(threading.local):
+    """Memory of this thread that is used again: fresh pages cost more than what is computed in them."""
+
+    def __init__(self) -> None:
+        self._values = np.empty(0)
+
+    def __call__(self, size: int) -> np.ndarray:
+        """Returns float64 [size] with anything in it, until the next call."""
+        if len(self._values) < size:
+            self._values = np.empty(size)
+        return self._values[:size]
+
+
+_room = _Room()
+
+
+def _products(a_V: np.ndarray, b_V: np.ndarray) -> np.ndarray:
+    return np.multiply(a_V, b_V, out=_room(len(a_V)), dtype=np.float64)
+
+
 def _dot(a_V: np.ndarray, b_V: np.ndarray) -> float:
     """Returns the sum of products, in one order on every machine; BLAS would start threads within each resample's."""
-    return float(np.sum(a_V * b_V, dtype=np.float64))
+    return float(np.sum(_products(a_V, b_V)))
 
 
 class RankedSplit:
-    """Labels and predictions of V rows in ascending order of prediction, with the groups of equal values."""
+    """Labels and predictions of V rows in ascending order of prediction, with the groups of equal values.
+
+    Most customers spend nothing, so what needs labels is kept for the P rows with a label > 0 alone.
+    """
 
     def __init__(self, label_V: np.ndarray, prediction_V: np.ndarray, seed: int = TIE_SEED):
         label_V, prediction_V = checked_pair(label_V, prediction_V)
         order_V = rank_order(prediction_V, seed)
         self.label_V = label_V[order_V]
         self.prediction_V = prediction_V[order_V]
+        self.spend_V = np.maximum(self.prediction_V, 0)
         self.num_rows = len(label_V)
-        self.error_V = self.prediction_V - self.label_V
-
-    @cached_property
-    def prediction_group_V(self) -> np.ndarray:
-        """The number of each row's group of equal predictions, ascending from 0."""
-        is_new_V = np.zeros(self.num_rows, np.int64)
-        is_new_V[1:] = self.prediction_V[1:] != self.prediction_V[:-1]
-        return np.cumsum(is_new_V)
-
-    @cached_property
-    def label_values_and_group_V(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct labels, ascending, and the number of each row's label among them."""
-        return np.unique(self.label_V, return_inverse=True)
+        error_V = self.prediction_V - self.label_V
+        self.absolute_error_V, self.squared_error_V = np.abs(error_V), np.square(error_V)
+        self.positive_P = np.flatnonzero(self.label_V)
+        self.label_P = self.label_V[self.positive_P]
+        self.label_value_G, self.label_group_P = np.unique(self.label_P, return_inverse=True)  # ascending
+        # Groups of equal predictions, numbered from 0: the last row of each, and the group of the positive rows.
+        is_last_V = np.append(self.prediction_V[1:] != self.prediction_V[:-1], True)
+        self.has_ties = not is_last_V.all()
+        self.last_row_H = np.flatnonzero(is_last_V)
+        self.prediction_group_P = np.searchsorted(self.last_row_H, self.positive_P)
 
 
 class Resample:
@@ -113,90 +135,108 @@ class Resample:
     def __init__(self, split: RankedSplit, counts_V: np.ndarray | None = None):
         self.split = split
         self.counts_V = np.ones(split.num_rows, np.int64) if counts_V is None else counts_V
-        self.num_rows = int(self.counts_V.sum())
-        self.label_sum = _dot(self.counts_V, split.label_V)
+        self._end_V = np.cumsum(self.counts_V)
+        self.num_rows = int(self._end_V[-1])
+        self._count_P = self.counts_V[split.positive_P]
+        self._num_positive = int(self._count_P.sum())
+        self._weighted_label_P = self._count_P * split.label_P
+        self._label_sum = float(np.sum(self._weighted_label_P))
 
     @cached_property
-    def _prediction_rank_V(self) -> np.ndarray:
-        return self._centred_ranks(np.bincount(self.split.prediction_group_V, weights=self.counts_V))[
-            self.split.prediction_group_V
-        ]
+    def _prediction_count_and_end_H(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in each of H groups of equal predictions, and rows up to its end."""
+        if not self.split.has_ties:
+            return self.counts_V, self._end_V
+        end_H = self._end_V[self.split.last_row_H]
+        return np.diff(end_H, prepend=0), end_H
+
+    @cached_property
+    def _prediction_rank_P(self) -> np.ndarray:
+        count_H, end_H = self._prediction_count_and_end_H
+        group_P = self.split.prediction_group_P
+        return _centred_ranks(count_H[group_P], end_H[group_P], self.num_rows)
+
+    @cached_property
+    def _prediction_variance(self) -> float:
+        """The sum of the squared centred ranks of the predictions."""
+        count_H, end_H = self._prediction_count_and_end_H
+        if self.split.has_ties:
+            return _dot(count_H, np.square(_centred_ranks(count_H, end_H, self.num_rows)))
+        # (N^3 - sum of t^3) / 3 for groups of t of N rows: exact enough where all groups are small.
+        num_of_size = np.bincount(count_H)
+        return (float(self.num_rows) ** 3 - _dot(num_of_size, np.arange(len(num_of_size)) ** 3)) / 3
 
     @cached_property
     def _label_count_G(self) -> np.ndarray:
-        _, group_V = self.split.label_values_and_group_V
-        return np.bincount(group_V, weights=self.counts_V)
+        counts = np.bincount(self.split.label_group_P, self._count_P, minlength=len(self.split.label_value_G))
+        return counts.astype(np.int64)
 
     @cached_property
-    def _label_rank_V(self) -> np.ndarray:
-        _, group_V = self.split.label_values_and_group_V
-        return self._centred_ranks(self._label_count_G)[group_V]
-
-    @staticmethod
-    def _centred_ranks(count_G: np.ndarray) -> np.ndarray:
-        """Rows below minus rows above, for each of G ascending groups of equal values."""
-        end_G = np.cumsum(count_G)
-        return 2 * end_G - count_G - end_G[-1]
-
-    @cached_property
-    def _weighted_label_V(self) -> np.ndarray:
-        return self.counts_V * self.split.label_V
-
-    @cached_property
-    def _cumulative(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, labels and predictions summed over the rows before each position, (V + 1,) each."""
-        values = (self.counts_V, self._weighted_label_V, self.counts_V * self.split.prediction_V)
-        rows_V, label_V, prediction_V = (np.concatenate(([0], np.cumsum(value_V))) for value_V in values)
-        return rows_V, label_V, prediction_V
+    def _label_rank_G(self) -> np.ndarray:
+        end_G = self.num_rows - self._num_positive + np.cumsum(self._label_count_G)
+        return _centred_ranks(self._label_count_G, end_G, self.num_rows)
 
     def gini_raw(self, compat: GiniCompat = None) -> float:
         """See `metrics.gini_raw`."""
         excess = 1 / self.num_rows if compat == "google" else 0.0
-        return _ratio(_dot(self._weighted_label_V, self._prediction_rank_V), self.num_rows * self.label_sum) + excess
+        area = _dot(self._weighted_label_P, self._prediction_rank_P)
+        return _ratio(area, self.num_rows * self._label_sum) + excess
 
     def gini(self, compat: GiniCompat = None) -> float:
         """See `metrics.gini`."""
-        perfect = _ratio(_dot(self._weighted_label_V, self._label_rank_V), self.num_rows * self.label_sum)
+        area = _dot(self._label_count_G * self.split.label_value_G, self._label_rank_G)
+        perfect = _ratio(area, self.num_rows * self._label_sum)
         if not perfect > 0:  # no label is positive, or all are equal
             return float("nan")
         return self.gini_raw(compat) / (perfect + (1 / self.num_rows if compat == "google" else 0.0))
 
     def spearman(self) -> float:
         """See `metrics.spearman`."""
-        weighted_V = self.counts_V * self._label_rank_V
-        label_variance = _dot(weighted_V, self._label_rank_V)
-        prediction_variance = _dot(self.counts_V * self._prediction_rank_V, self._prediction_rank_V)
-        return _ratio(_dot(weighted_V, self._prediction_rank_V), np.sqrt(label_variance * prediction_variance))
+        zero_rank = -self._num_positive  # of the rows without spend, where there are any
+        num_zero = self.num_rows - self._num_positive
+        label_variance = num_zero * zero_rank**2 + _dot(self._label_count_G, np.square(self._label_rank_G))
+        # Ranks of predictions sum to 0 over all rows, so those without spend, of one rank, need not be gone through.
+        weight_P = self._count_P * (self._label_rank_G - zero_rank)[self.split.label_group_P]
+        return _ratio(_dot(weight_P, self._prediction_rank_P), np.sqrt(label_variance * self._prediction_variance))
 
     def auc(self, threshold: float = 0.0) -> float:
         """See `metrics.auc`."""
-        positive_count_V = self.counts_V * (self.split.label_V > threshold)
-        num_positive = int(positive_count_V.sum())
-        pairs = num_positive * (self.num_rows - num_positive)
-        return (1 + _ratio(_dot(positive_count_V, self._prediction_rank_V), pairs)) / 2
+        if threshold < 0:
+            return float("nan")  # every label is above it
+        count_P = self._count_P * (self.split.label_P > threshold)
+        num_above = float(np.sum(count_P))
+        pairs = num_above * (self.num_rows - num_above)
+        return (1 + _ratio(_dot(count_P, self._prediction_rank_P), pairs)) / 2
 
     def mutual_gini(self) -> float:
         """See `metrics.mutual_gini`."""
-        value_G, _ = self.split.label_values_and_group_V
-        label_curve_V = np.cumsum(np.repeat(value_G, self._label_count_G.astype(np.int64)))
-        prediction_curve_V = np.cumsum(np.repeat(np.maximum(self.split.prediction_V, 0), self.counts_V))
-        if label_curve_V[-1] == 0 or prediction_curve_V[-1] == 0:
+        label_curve = np.cumsum(np.repeat(self.split.label_value_G, self._label_count_G))
+        curve = np.cumsum(np.repeat(self.split.spend_V, self.counts_V), out=_room(self.num_rows))
+        if self._label_sum == 0 or curve[-1] == 0:
             return float("nan")
-        difference_V = label_curve_V / label_curve_V[-1] - prediction_curve_V / prediction_curve_V[-1]
+        curve /= curve[-1]
+        curve[self.num_rows - len(label_curve) :] -= label_curve / label_curve[-1]  # 0 before
         # Both curves are 0 at 0 and 1 at 1, so the trapezoid rule is the plain mean over the other grid points. The
         # shares of the lowest x mirror those of the top x; the area between the curves is the same.
-        return float(np.mean(np.abs(difference_V)))
+        return float(np.mean(np.abs(curve, out=curve)))
+
+    @cached_property
+    def _cumulative(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels summed over the positive rows before each of them (P + 1,), predictions over rows (V + 1,)."""
+        weighted_V = _products(self.counts_V, self.split.prediction_V)
+        return _cumulative_sums(self._weighted_label_P), _cumulative_sums(weighted_V)
 
     def binned_mape(self, n_bins: int, zero: ZeroBins = "skip", weight: BinWeight = "uniform") -> BinnedError:
         """See `metrics.binned_mape`."""
         edge = bin_edges(self.num_rows, n_bins)
-        rows_V, label_V, prediction_V = self._cumulative
+        label, prediction = self._cumulative
         # The position whose repeats hold rank `edge`; on a boundary between rows the partial term is exactly 0, so a
         # bin without spend has a label sum of exactly 0.
-        position = np.minimum(np.searchsorted(rows_V, edge, side="right") - 1, self.split.num_rows - 1)
-        partial = edge - rows_V[position]
-        label_sum = np.diff(label_V[position] + partial * self.split.label_V[position])
-        prediction_sum = np.diff(prediction_V[position] + partial * self.split.prediction_V[position])
+        position = np.minimum(np.searchsorted(self._end_V, edge, side="right"), self.split.num_rows - 1)
+        partial = edge - (self._end_V[position] - self.counts_V[position])
+        label_before = label[np.searchsorted(self.split.positive_P, position)]
+        label_sum = np.diff(label_before + partial * self.split.label_V[position])
+        prediction_sum = np.diff(prediction[position] + partial * self.split.prediction_V[position])
         if zero == "merge":
             label_sum, prediction_sum = _merge_zero_bins(label_sum, prediction_sum)
         error = np.abs(prediction_sum - label_sum)
@@ -211,19 +251,31 @@ class Resample:
 
     def mae(self) -> float:
         """See `metrics.mae`."""
-        return _dot(self.counts_V, np.abs(self.split.error_V)) / self.num_rows
+        return _dot(self.counts_V, self.split.absolute_error_V) / self.num_rows
 
     def rmse(self) -> float:
         """See `metrics.rmse`."""
-        return float(np.sqrt(_dot(self.counts_V * self.split.error_V, self.split.error_V) / self.num_rows))
+        return float(np.sqrt(_dot(self.counts_V, self.split.squared_error_V) / self.num_rows))
 
     def bias(self) -> float:
         """See `metrics.bias`."""
-        return _ratio(_dot(self.counts_V, self.split.prediction_V), self.label_sum)
+        return _ratio(_dot(self.counts_V, self.split.prediction_V), self._label_sum)
 
     def positive_rate(self) -> float:
         """See `metrics.positive_rate`."""
-        return float(self.counts_V[self.split.label_V > 0].sum()) / self.num_rows
+        return self._num_positive / self.num_rows
+
+
+def _centred_ranks(count_G: np.ndarray, end_G: np.ndarray, num_rows: int) -> np.ndarray:
+    """Returns rows below minus rows above, for ascending groups that end after so many of `num_rows` rows."""
+    return 2 * end_G - count_G - num_rows
+
+
+def _cumulative_sums(values: np.ndarray) -> np.ndarray:
+    """Returns the sums of the values before each place, the one after the last included."""
+    sums = np.zeros(len(values) + 1)
+    np.cumsum(values, out=sums[1:])
+    return sums
 
 
 def _merge_zero_bins(label_sum: np.ndarray, prediction_sum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

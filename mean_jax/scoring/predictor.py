@@ -13,9 +13,11 @@ import pyarrow.compute as pc
 from mean_jax.data.ids import require_ids
 from mean_jax.data.tables import missing_column, without_views
 from mean_jax.data.transform import RowEncoder
+from mean_jax.data.units import ROWS_PER_BATCH
 from mean_jax.errors import UserError
 from mean_jax.run import Run, load_run
 from mean_jax.sharding import local_mesh
+from mean_jax.threads import map_ahead
 from mean_jax.training.predictions import RowPredictor, seed_predictions
 from mean_jax.training.step import make_predict
 from mean_jax.types import RowLayout
@@ -72,7 +74,11 @@ class Predictor:
         table = table.select(names)
         batch = table.cast(without_views(table.schema)).combine_chunks().to_batches()[0]
         self._check_ids(batch.column(self.id_column))
-        return pa.Table.from_batches([self.score(batch, _in_a_table)])
+
+        def score_from(start: int) -> pa.RecordBatch:
+            return self.score(batch.slice(start, ROWS_PER_BATCH), lambda row: _in_a_table(start + row))
+
+        return pa.Table.from_batches(map_ahead(score_from, range(0, len(batch), ROWS_PER_BATCH))).combine_chunks()
 
     def _check_ids(self, ids: pa.Array) -> None:
         require_ids(ids, self.id_column, _in_a_table)

@@ -25,6 +25,7 @@ from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_file, file_sha256, read_json, remove_temporaries, require_free_output, write_json
 from mean_jax.log import LOGGER
 from mean_jax.scoring.predictor import Predictor, load
+from mean_jax.threads import map_ahead
 
 KIND, VERSION = "mean-jax scores", 1
 PROGRESS_NAME, SUCCESS_NAME = "_progress.json", "_SUCCESS"
@@ -145,8 +146,7 @@ def _write_part(path: Path, predictor: Predictor, part: Iterator[Rows], progress
     with atomic_file(path) as temporary:
         writer: pq.ParquetWriter | None = None
         try:
-            for rows in part:
-                scores = predictor.score(rows.batch, rows.place)
+            for scores in map_ahead(lambda rows: predictor.score(rows.batch, rows.place), part):
                 if writer is None:
                     schema = scores.schema.with_metadata(_METADATA)
                     writer = pq.ParquetWriter(temporary, schema, write_page_checksum=True)

@@ -12,6 +12,7 @@ from mean_jax.evaluation.calibration import fit_levelled
 from mean_jax.labels import to_currency
 from mean_jax.run import PERCENTILE_LEVELS, HorizonCalibration, Program
 from mean_jax.sharding import local_mesh, sum_over_processes
+from mean_jax.threads import map_ahead
 from mean_jax.training.state import Variables
 from mean_jax.training.step import PredictFn
 
@@ -50,11 +51,12 @@ class RowPredictor:
         parts = []
         for start in range(0, len(words_BxW), self._size):
             part = words_BxW[start : start + self._size]
-            padded = np.zeros((self._size, part.shape[1]), np.float32)
-            padded[: len(part)] = part
-            rows = jax.device_put((padded, np.arange(self._size) < len(part)), self._rows)
-            outputs = self._predict_fn(self._variables, *rows)
-            parts.append({name: np.asarray(value)[:, : len(part)] for name, value in outputs.items()})
+            mask_B = np.arange(self._size) < len(part)
+            if len(part) < self._size:
+                part = np.concatenate((part, np.zeros((self._size - len(part), part.shape[1]), np.float32)))
+            outputs = self._predict_fn(self._variables, *jax.device_put((part, mask_B), self._rows))
+            num_rows = np.count_nonzero(mask_B)
+            parts.append({name: np.asarray(value)[:, :num_rows] for name, value in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
@@ -96,12 +98,14 @@ def predict_rows(
     predictor = RowPredictor(program.predict_fn, variables)
     # Every so many blocks: rows that were appended to a store stand at its end.
     every = 1 if max_rows is None else max(1, -(-len(rows) // max_rows))
-    scaled, labels = [], []
-    for block, words_BxW in enumerate(split_words(rows, every)):
-        scaled.append(predictor(words_BxW)["scaled"] if is_own(block) else program.no_predictions(len(words_BxW)))
-        labels.append(layout.labels_of(words_BxW).astype(np.float64))  # a view would keep all rows in memory
-    labels_VxT = np.concatenate(labels)
-    return SplitPredictions(sum_over_processes(np.concatenate(scaled, axis=1)), labels_VxT)
+
+    def predict(block_and_words: tuple[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        block, words_BxW = block_and_words
+        scaled_RxBxK = predictor(words_BxW)["scaled"] if is_own(block) else program.no_predictions(len(words_BxW))
+        return scaled_RxBxK, layout.labels_of(words_BxW).astype(np.float64)  # a view would keep all rows in memory
+
+    scaled, labels = zip(*map_ahead(predict, enumerate(split_words(rows, every))), strict=True)
+    return SplitPredictions(sum_over_processes(np.concatenate(scaled, axis=1)), np.concatenate(labels))
 
 
 def fit_calibrations(

@@ -10,10 +10,10 @@ import numpy as np
 
 from mean_jax.data.pipeline import padded_batches
 from mean_jax.data.store import SplitRows
-from mean_jax.data.workers import available_processors
 from mean_jax.evaluation.metrics import point_metrics
 from mean_jax.run import Program
 from mean_jax.sharding import on_mesh, own_rows
+from mean_jax.threads import available_processors
 from mean_jax.training.predictions import PREDICT_BATCH_SIZE, raw_predictions, stored_words
 from mean_jax.training.state import TrainState
 from mean_jax.training.step import make_validate
