@@ -49,6 +49,17 @@ def test_a_table_of_several_chunks(predictor, table, expected):
     assert predictor.predict(pa.concat_tables([table[:10], table[10:500], table[500:]])).equals(expected)
 
 
+def test_a_table_beyond_one_batch(predictor, table, expected, monkeypatch):
+    monkeypatch.setattr("mean_jax.scoring.predictor.ROWS_PER_BATCH", 300)
+    scores = predictor.predict(table)
+    assert scores.equals(expected)
+    assert scores.column("customer_id").num_chunks == 1
+    spend = ["1"] * 1000
+    spend[700] = "x"
+    with pytest.raises(UserError, match=r"^row 701: column spend is 'x'; expected a number$"):
+        predictor.predict(table.set_column(1, "spend", pa.array(spend)))
+
+
 def test_a_record_batch(predictor, table, expected):
     assert predictor.predict(table.combine_chunks().to_batches()[0]).equals(expected)
 

@@ -71,6 +71,15 @@ def test_too_few_rows():
     assert reading.plan_of(made_up.make_program(5, 2), 70_000, 4) == EpochPlan(1024, 4, 16)
 
 
+def test_what_trains_from_cold_pages():
+    one = {(1, "rows"), (1, "blocks")}
+    assert reading.trained(None, 4, True) == one
+    assert reading.trained(None, 4, False) == one | {(4, "rows"), (4, "blocks")}
+    assert reading.trained(["4:blocks"], 4, True) == {(4, "blocks")}
+    with pytest.raises(UserError, match=r"^--trained=2:blocks: expected some of 4:rows, 4:blocks, 1:rows, 1:blocks$"):
+        reading.trained(["4:blocks", "2:blocks"], 4, True)
+
+
 def test_spread():
     assert reading.spread([3.0, 1000.5, 2.0], 1) == "3.0 (2.0-1,000.5)"
 

@@ -64,6 +64,10 @@ def test_a_fixed_cost_bends_the_raw_slope_alone():
     fixed = curve(lambda rows: 30.0 + 1e-4 * rows)
     assert fixed.raw_slope < 0.8
     assert fixed.net_slope == pytest.approx(1.0)
+    assert fixed.last_net_slope == pytest.approx(1.0)
+    late = curve(lambda rows: 30.0 + 1e-4 * rows + (1.0 if rows == ROWS[0] else 0.0))  # noise of a second
+    assert late.last_net_slope == pytest.approx(1.0)
+    assert abs(late.net_slope - 1.0) > 0.005
     assert curve(lambda rows: 1e-4 * rows).raw_slope == pytest.approx(1.0)
 
 

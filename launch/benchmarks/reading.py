@@ -58,6 +58,19 @@ _FREE_GB = flags.DEFINE_float(
     lower_bound=0.0,
     flag_values=_FLAGS,
 )
+_TABLES = flags.DEFINE_multi_enum(
+    "tables",
+    ["warm", "cold", "training", "memory"],
+    ["warm", "cold", "training", "memory"],
+    "Tables to print; repeat the flag for several.",
+    flag_values=_FLAGS,
+)
+_TRAINED = flags.DEFINE_list(
+    "trained",
+    None,
+    "What trains from cold pages, as HORIZONS:SHUFFLE; by default all, with --free_gb one horizon alone.",
+    flag_values=_FLAGS,
+)
 _FOLDER = flags.DEFINE_string("folder", None, "Where the stores go; a temporary folder if none.", flag_values=_FLAGS)
 _TRAIN = flags.DEFINE_string(
     "train",
@@ -245,6 +258,22 @@ def _cold(store: DiskStore, plan: EpochPlan) -> str:
     return "\n".join(lines)
 
 
+def trained(names: list[str] | None, num_horizons: int, is_scarce: bool) -> set[tuple[int, str]]:
+    """Returns the (horizons, shuffle) that are to be trained from cold pages, of all or of those named.
+
+    Raises:
+      UserError: a name is that of none.
+    """
+    both = [(replicas, config.shuffle) for replicas in (num_horizons, 1) for config in _SHUFFLES]
+    by_name = {f"{replicas}:{shuffle}": (replicas, shuffle) for replicas, shuffle in both}
+    if names is None:
+        return set(both[len(_SHUFFLES) :] if is_scarce else both)  # whole epochs take long: the faster step
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"--trained={name}: expected some of {', '.join(by_name)}")
+    return {by_name[name] for name in names}
+
+
 def _beyond_memory(program: Program, steps: dict[str, Steps], store: DiskStore, plan: EpochPlan) -> str:
     """Returns the table of training from cold pages beside the same steps on rows in memory."""
     is_scarce = _FREE_GB.value > 0
@@ -252,14 +281,17 @@ def _beyond_memory(program: Program, steps: dict[str, Steps], store: DiskStore, 
     num_bytes = count * plan.num_steps * plan.batch_size * 4 * store.layout.num_words
     lines = ["| training from cold pages | rows/s | of rows in memory | bytes from the disk per byte |"]
     lines.append("|" + " --- |" * 4)
-    contenders = list(zip((_HORIZONS.value, 1), steps.items(), strict=True))
-    for num_replicas, (name, in_memory) in contenders[1:] if is_scarce else contenders:  # whole epochs: the faster step
+    chosen = trained(_TRAINED.value, _HORIZONS.value, is_scarce)
+    for num_replicas, (name, in_memory) in zip((_HORIZONS.value, 1), steps.items(), strict=True):
+        shuffles = [config for config in _SHUFFLES if (num_replicas, config.shuffle) in chosen]
+        if not shuffles:
+            continue
         from_store = StoreSteps(program, num_replicas, plan)
-        seconds: Samples = {config.shuffle: [] for config in _SHUFFLES}
-        ratios: Samples = {config.shuffle: [] for config in _SHUFFLES}
-        shares: Samples = {config.shuffle: [] for config in _SHUFFLES}
+        seconds: Samples = {config.shuffle: [] for config in shuffles}
+        ratios: Samples = {config.shuffle: [] for config in shuffles}
+        shares: Samples = {config.shuffle: [] for config in shuffles}
         from_store.start(store.open(), _SHUFFLES[0])(1)  # compiles
-        for _, config in itertools.product(range(_ROUNDS.value), _SHUFFLES):
+        for _, config in itertools.product(range(_ROUNDS.value), shuffles):
             with scarce_memory(int(_FREE_GB.value * 1e9)) if is_scarce else contextlib.nullcontext():
                 memory_seconds = timed(lambda run=in_memory: run(count))[0]
                 run = from_store.start(store.open_cold(), config)
@@ -315,6 +347,7 @@ def _main() -> None:
     if _TRAIN.value:
         _train_alone(_TRAIN.value)
         return
+    trained(_TRAINED.value, _HORIZONS.value, False)  # refuses other names before any work
     program = make_program(_FEATURES.value, _HORIZONS.value)
     train = program.config.train
     plan = plan_of(program, _ROWS.value, max(4, _UNTIMED + _DISPATCHES.value))
@@ -336,13 +369,14 @@ def _main() -> None:
         print(f"{_ROWS.value:,} rows, {_FEATURES.value} features: {wide.num_bytes / 1e9:.2f} GB in float32; ", end="")
         print(f"dispatches of {plan.num_steps} x {plan.batch_size} rows; median of {_ROUNDS.value} rounds", end="")
         print(" (smallest-largest)\n")
-        for table in (
-            lambda: _warm(steps, stores, plan),
-            lambda: _cold(wide, plan),
-            lambda: _beyond_memory(program, steps, wide, plan),
-            lambda: _memory(wide),
-        ):
-            print(f"{table()}\n", flush=True)
+        tables = {
+            "warm": lambda: _warm(steps, stores, plan),
+            "cold": lambda: _cold(wide, plan),
+            "training": lambda: _beyond_memory(program, steps, wide, plan),
+            "memory": lambda: _memory(wide),
+        }
+        for table in _TABLES.value:
+            print(f"{tables[table]()}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -200,6 +200,7 @@ def _report(results: dict[str, Any], output: Path, all_rows: Sequence[int]) -> s
         name: {
             "raw_slope": curve.raw_slope,
             "net_slope": curve.net_slope,
+            "last_net_slope": curve.last_net_slope,
             "net_slope_of_rounds": [single[name].net_slope for single in of_rounds],
             "projected_seconds": dict(zip(("by_net_slope", "linear"), target.projections(name, curve), strict=True)),
         }

@@ -36,8 +36,16 @@ class Curve:
 
         Both are taken off: a stage whose seconds are a + b * rows then has the slope 1 exactly.
         """
-        rows = [rows - self.base_rows for rows in self.rows]
-        return slope(rows, [seconds - self.base_seconds for seconds in self.seconds])
+        return self._net_slope_from(0)
+
+    @property
+    def last_net_slope(self) -> float | None:
+        """The same of the two largest sizes alone, which seconds of noise bend least."""
+        return self._net_slope_from(-2)
+
+    def _net_slope_from(self, first: int) -> float | None:
+        rows = [rows - self.base_rows for rows in self.rows[first:]]
+        return slope(rows, [seconds - self.base_seconds for seconds in self.seconds[first:]])
 
     def project(self, rows: int, exponent: float | None, repeats: int = 1) -> float | None:
         """Returns the seconds for more rows from those of the largest size, the fixed cost once.

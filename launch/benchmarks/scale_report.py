@@ -77,7 +77,7 @@ def _with_rounds(value: float | None, of_rounds: Sequence[float | None]) -> str:
 
 
 def seconds_table(stages: Mapping[str, Curve], of_rounds: Sequence[Mapping[str, Curve]], target: Target) -> str:
-    """Returns seconds by rows, both slopes, and the time of the target on this machine.
+    """Returns seconds by rows, the slopes, and the time of the target on this machine.
 
     Args:
       stages: curves of the medians.
@@ -88,6 +88,7 @@ def seconds_table(stages: Mapping[str, Curve], of_rounds: Sequence[Mapping[str, 
     head = ["seconds", *(f"{rows:,} rows" for rows in (first.base_rows, *first.rows)), "slope"]
     head += [
         "slope less the fixed cost",
+        "of the two largest sizes",
         f"{target.num_rows:,} rows, {target.epochs} epochs by that slope",
         "if linear",
     ]
@@ -96,7 +97,8 @@ def seconds_table(stages: Mapping[str, Curve], of_rounds: Sequence[Mapping[str, 
         seconds = [f"{value:,.1f}" for value in (curve.base_seconds, *curve.seconds)]
         projected = [duration(value) for value in target.projections(stage, curve)]
         net_slope = _with_rounds(curve.net_slope, [single[stage].net_slope for single in of_rounds])
-        lines.append([_WHAT[stage], *seconds, _number(curve.raw_slope), net_slope, *projected])
+        last_slope = _with_rounds(curve.last_net_slope, [single[stage].last_net_slope for single in of_rounds])
+        lines.append([_WHAT[stage], *seconds, _number(curve.raw_slope), net_slope, last_slope, *projected])
     return table(head, lines)
 
 
