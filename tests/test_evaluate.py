@@ -12,7 +12,10 @@ from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.errors import UserError
 from mean_jax.evaluation.evaluate import KIND, VERSION, evaluate
 from mean_jax.evaluation.metrics import point_metrics
+from mean_jax.evaluation.outcomes import collect_outcomes
 from mean_jax.fileio import file_sha256, read_json
+from mean_jax.run import load_run
+from mean_jax.training.predictions import split_words
 from tests.conftest import LABELS, make_table
 
 METRICS = {
@@ -74,6 +77,23 @@ def test_metrics_are_those_of_the_scores_that_the_api_gives(metrics, run_path, t
             found = metrics["horizons"][horizon][space]
             for name in METRICS - COUNTS - {"percentile_mape", "decile_mape"}:  # binning breaks ties by row order
                 assert found[name]["value"] == pytest.approx(expected[name], rel=1e-5), (horizon, space, name)
+
+
+def test_rows_in_many_blocks_are_those_in_one(run_path, store, monkeypatch):
+    run = load_run(run_path)
+
+    def collect():
+        return collect_outcomes(run, split_words(store.split("test")), "the store")
+
+    expected, expected_means = collect()
+    monkeypatch.setattr("mean_jax.training.predictions.PREDICT_BATCH_SIZE", 16)
+    found, means = collect()
+    assert len(found[0].label_V) > 5 * 16
+    for horizon, outcome in expected.items():
+        np.testing.assert_array_equal(found[horizon].label_V, outcome.label_V)
+        np.testing.assert_allclose(found[horizon].calibrated_SxV, outcome.calibrated_SxV, rtol=1e-4)
+        np.testing.assert_allclose(means.attention(horizon), expected_means.attention(horizon), rtol=1e-4)
+        np.testing.assert_allclose(means.gate(horizon), expected_means.gate(horizon), rtol=1e-4)
 
 
 def test_calibration_changes_totals_and_not_the_ranking(metrics):

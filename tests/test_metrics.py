@@ -136,6 +136,13 @@ class TestIdentities:
         assert metrics.gini(label_V, np.exp(label_V / 100)) == 1.0
         assert metrics.gini(label_V, -label_V) == pytest.approx(-1.0, abs=1e-14)
 
+    @pytest.mark.parametrize("seed", range(20))
+    def test_a_perfect_order_of_labels_with_ties_is_exactly_one(self, seed):
+        rng = np.random.default_rng(seed)
+        label_V = np.where(rng.random(997) < 0.7, 0, np.round(rng.lognormal(2, 1, 997), 1))
+        assert metrics.gini(label_V, label_V) == metrics.bias(label_V, label_V) == 1.0
+        assert metrics.point_metrics(label_V, label_V)["bias"] == 1.0
+
     @pytest.mark.parametrize(("zeros", "ceiling"), [(0.9, 0.521), (0.928, 0.448)])
     def test_spearman_ceiling_of_a_prediction_without_ties(self, zeros, ceiling):
         rng = np.random.default_rng(0)
@@ -247,6 +254,39 @@ class TestResample:
         weighted = metrics._all_metrics(Resample(split, counts_V))
         repeated = metrics.point_metrics(np.repeat(split.label_V, counts_V), np.repeat(split.prediction_V, counts_V))
         assert weighted == pytest.approx(repeated, rel=1e-11, abs=1e-13)
+
+    @pytest.mark.parametrize(
+        ("label_V", "counts_V"),
+        [
+            ([3.0, 1.0, 2.0, 5.0, 1.0, 4.0], [0, 2, 1, 0, 3, 0]),  # all spend; rows that are not drawn at both ends
+            ([0.0] * 6, [1, 0, 2, 3, 0, 0]),
+            ([2.0] * 6, [1, 0, 2, 3, 0, 0]),
+            ([0.0, 1.0, 0.0, 2.0, 0.0, 2.0], [0, 0, 0, 6, 0, 0]),  # one row alone
+            ([0.0, 1.0, 0.0, 2.0, 0.0, 2.0], [6, 0, 0, 0, 0, 0]),
+            ([0.0, 1.0, 0.0, 2.0, 0.0, 2.0], [1, 1, 1, 1, 1, 1]),
+            ([4.0], [3]),
+        ],
+    )
+    def test_equals_the_materialised_resample_at_the_edges(self, label_V, counts_V):
+        split = RankedSplit(np.array(label_V), np.array([0.5, 1.5, -1.0, 3.0, 2.0, 7.0])[: len(label_V)])
+        counts_V = np.array(counts_V)
+        weighted = metrics._all_metrics(Resample(split, counts_V))
+        repeated = metrics.point_metrics(np.repeat(split.label_V, counts_V), np.repeat(split.prediction_V, counts_V))
+        assert weighted == pytest.approx(repeated, rel=1e-12, nan_ok=True)
+
+    def test_a_row_drawn_millions_of_times(self):
+        split = RankedSplit(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 2.0]))
+        counts = [4_000_000, 1, 1]
+        values, weights = np.array([[0.0, 1.0, 2.0], [1.0, 3.0, 2.0]]), np.array(counts, np.float64)
+        ranks = [  # centred, times 2
+            [2 * weights[row < value].sum() + weights[row == value].sum() - weights.sum() for value in row]
+            for row in values
+        ]
+        expected = (weights * ranks[0] * ranks[1]).sum() / np.sqrt(
+            (weights * np.square(ranks[0])).sum() * (weights * np.square(ranks[1])).sum()
+        )
+        by_prediction = np.array(counts)[np.argsort([1.0, 3.0, 2.0])]
+        assert Resample(split, by_prediction).spearman() == pytest.approx(expected, rel=1e-9)
 
     def test_equals_the_materialised_resample_under_ties(self):
         split = RankedSplit(*make_split(613, tied=True))

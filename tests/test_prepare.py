@@ -12,7 +12,7 @@ import pytest
 from mean_jax.cli.prepare import main
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import SPLITS, Store
-from mean_jax.data.transform import MISSING_CODE, UNKNOWN_CODE, category_indices, numeric_block
+from mean_jax.data.transform import MISSING_CODE, UNKNOWN_CODE, CategoryEncoder, category_indices, numeric_block
 from tests.conftest import LABELS
 
 
@@ -297,3 +297,17 @@ def test_slices_are_read_from_where_they_begin(start):
     np.testing.assert_array_equal(numeric_block(batch, names, str), expected[:, start : start + 21].T)
     values, indices = category_indices(batch["texts"], "texts")
     assert [None if i < 0 else values[i].as_py() for i in indices.tolist()] == batch["texts"].to_pylist()
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_slices_are_encoded_as_the_whole(kind):
+    texts = [(None, "x", "y", "new")[row % 7 % 4] for row in range(60)]
+    column = pa.array(texts, kind).dictionary_encode()
+    encoder = CategoryEncoder(("a",), (("y", "x"),))
+    whole = encoder(pa.record_batch([column], ["a"]))
+    assert whole[:4, 0].tolist() == [MISSING_CODE, 3, 2, UNKNOWN_CODE]
+    for start, size in ((0, 60), (3, 17), (8, 16), (59, 1)):
+        batch = pa.record_batch([column], ["a"]).slice(start, size)
+        np.testing.assert_array_equal(encoder(batch), whole[start : start + size])
+    other = pa.array(["y", "z", None]).dictionary_encode()  # another dictionary than the one that was kept
+    assert encoder(pa.record_batch([other], ["a"]))[:, 0].tolist() == [2, UNKNOWN_CODE, MISSING_CODE]

@@ -80,8 +80,10 @@ def _stored(column: pa.Array) -> np.ndarray:
 
 def _nulls(column: pa.Array) -> np.ndarray:
     """Returns is_null [rows] bool of a column that has nulls; a quarter of the time that Arrow's own takes."""
-    is_known = np.unpackbits(np.frombuffer(column.buffers()[0], np.uint8), bitorder="little")
-    return is_known[column.offset : column.offset + len(column)] == 0
+    first, skipped = divmod(column.offset, 8)
+    num_bits = skipped + len(column)
+    bits = np.frombuffer(column.buffers()[0], np.uint8)[first : first - (-num_bits // 8)]  # of a slice, its own alone
+    return np.unpackbits(bits, count=num_bits, bitorder="little")[skipped:] == 0
 
 
 def _fill_float32(column: pa.Array, out_B: np.ndarray) -> bool:
@@ -172,6 +174,12 @@ def category_indices(column: pa.Array, name: str) -> tuple[pa.Array, np.ndarray]
     return texts if texts.type == pa.string() else pc.cast(texts, pa.string()), indices_B
 
 
+def _is_same_memory(a: pa.Array, b: pa.Array) -> bool:
+    """Tells whether two arrays that exist at the same time are one piece of memory, as the dictionaries of slices."""
+    places = ((array.offset, len(array), [part and part.address for part in array.buffers()]) for array in (a, b))
+    return next(places) == next(places)
+
+
 class CategoryEncoder:
     """Turns categorical columns into the int32 codes of the store's rows."""
 
@@ -191,7 +199,7 @@ class CategoryEncoder:
     def _codes(self, name: str, texts: pa.Array, values: pa.Array) -> np.ndarray:
         """Returns the code of each text and, at the end, where -1 finds it, the code of a missing value."""
         known = self._known.get(name)  # once: other threads may encode other batches meanwhile
-        if known is not None and known[0].equals(texts):
+        if known is not None and (_is_same_memory(known[0], texts) or known[0].equals(texts)):
             return known[1]
         positions = pc.fill_null(pc.index_in(texts, value_set=values), UNKNOWN_CODE - FIRST_VALUE_CODE)
         found = positions.to_numpy(zero_copy_only=False) + FIRST_VALUE_CODE

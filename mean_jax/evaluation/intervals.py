@@ -12,11 +12,11 @@ import numpy as np
 from mean_jax.threads import available_processors
 
 COVERAGE = 0.95
-# Drawing and evaluating costs some 50 ns per row and resample; beyond this many draws fewer resamples are made,
+# Drawing and evaluating costs 40 to 100 ns per row and resample; beyond this many draws fewer resamples are made,
 # never fewer than MIN_RESAMPLES, from which 2.5 % quantiles can still be read.
 MAX_DRAWS = 200_000_000
 MIN_RESAMPLES = 100
-_MAX_THREADS = 8  # each holds some ten numbers per row
+_MAX_THREADS = 8  # each holds some six numbers per row
 
 
 def effective_resamples(num_rows: int, num_resamples: int) -> int:

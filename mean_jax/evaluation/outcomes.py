@@ -13,7 +13,7 @@ from mean_jax.log import LOGGER
 from mean_jax.run import Program, Run
 from mean_jax.sharding import local_mesh, sum_over_processes
 from mean_jax.threads import map_ahead
-from mean_jax.training.predictions import RowPredictor, is_own, seed_predictions
+from mean_jax.training.predictions import PREDICT_BATCH_SIZE, RowPredictor, is_own, seed_predictions
 from mean_jax.training.step import make_predict
 
 
@@ -84,8 +84,18 @@ def _unlabelled_horizons(labels_VxT: np.ndarray, names: Sequence[str], where: st
     return unlabelled
 
 
+def _buckets(program: Program, labels_BxT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (bucket_BxT, is_known_BxT); rows are padded to few sizes, as each is compiled."""
+    num_rows = len(labels_BxT)
+    missing = np.full((-num_rows % PREDICT_BATCH_SIZE, labels_BxT.shape[1]), np.nan, np.float32)
+    padded_BxT = np.concatenate((labels_BxT, missing))
+    is_row_B = np.arange(len(padded_BxT)) < num_rows
+    targets = make_targets(padded_BxT, program.label_constants, is_row_B, program.config.labels)
+    return np.asarray(targets.bucket)[:num_rows], np.asarray(targets.mask)[:num_rows]
+
+
 class _Predicted(NamedTuple):
-    """A block of rows."""
+    """What comes of a block of rows."""
 
     labels_BxT: np.ndarray
     scaled_RxBxK: np.ndarray
@@ -101,7 +111,7 @@ def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple
       UserError: there is no row, or none with a known label.
     """
     program = run.program
-    layout, constants = program.schema.layout, program.label_constants
+    layout = program.schema.layout
     predict_fn = make_predict(program.model, layout, local_mesh(), with_diagnostics=True)
     predictor = RowPredictor(predict_fn, run.variables)
     means = BucketMeans(program)
@@ -114,11 +124,10 @@ def collect_outcomes(run: Run, words: Iterable[np.ndarray], where: str) -> tuple
         if block and not is_own(block):
             return _Predicted(float64_BxT, program.no_predictions(len(words_BxW)), None)
         outputs = predictor(words_BxW)
-        targets = make_targets(labels_BxT, constants, np.ones(len(labels_BxT), bool), program.config.labels)
         scaled_RxBxK = outputs.pop("scaled") * is_own(block)
         outputs.pop("buckets", None)
-        is_counted_BxT = np.asarray(targets.mask) & is_own(block)
-        return _Predicted(float64_BxT, scaled_RxBxK, (outputs, np.asarray(targets.bucket), is_counted_BxT))
+        bucket_BxT, is_known_BxT = _buckets(program, labels_BxT)
+        return _Predicted(float64_BxT, scaled_RxBxK, (outputs, bucket_BxT, is_known_BxT & is_own(block)))
 
     labels, scaled = [], []
     for predicted in map_ahead(predict, enumerate(words)):

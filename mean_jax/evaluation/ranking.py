@@ -10,6 +10,8 @@ that is exactly 0 for every row when all values tie. With average ranks r it is 
   Gini (trapezoid, ties replaced by their mean label) = sum(y d) / (V sum(y)),
   AUC (ties count 1/2)                                = (1 + sum_{positive} d / (P Q)) / 2,
   Spearman (average ranks)                            = the correlation of d(y) and d(prediction).
+
+Dimensions: V rows, P rows with a label > 0, G distinct labels among those, U groups of equal predictions.
 """
 
 from functools import cached_property
@@ -80,7 +82,7 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 class _Room(threading.local):
-    """Memory of this thread that is used again: fresh pages cost more than what is computed in them."""
+    """Memory of a thread, kept as long as it lives: fresh pages cost more than what is computed in them."""
 
     def __init__(self) -> None:
         self._values = np.empty(0)
@@ -115,18 +117,30 @@ class RankedSplit:
         order_V = rank_order(prediction_V, seed)
         self.label_V = label_V[order_V]
         self.prediction_V = prediction_V[order_V]
-        self.spend_V = np.maximum(self.prediction_V, 0)
         self.num_rows = len(label_V)
-        error_V = self.prediction_V - self.label_V
-        self.absolute_error_V, self.squared_error_V = np.abs(error_V), np.square(error_V)
         self.positive_P = np.flatnonzero(self.label_V)
         self.label_P = self.label_V[self.positive_P]
         self.label_value_G, self.label_group_P = np.unique(self.label_P, return_inverse=True)  # ascending
         # Groups of equal predictions, numbered from 0: the last row of each, and the group of the positive rows.
         is_last_V = np.append(self.prediction_V[1:] != self.prediction_V[:-1], True)
         self.has_ties = not is_last_V.all()
-        self.last_row_H = np.flatnonzero(is_last_V)
-        self.prediction_group_P = np.searchsorted(self.last_row_H, self.positive_P)
+        self.last_row_U = np.flatnonzero(is_last_V)
+        self.prediction_group_P = np.searchsorted(self.last_row_U, self.positive_P)
+
+    @cached_property
+    def spend_V(self) -> np.ndarray:
+        """Predictions, those below 0 as 0."""
+        return np.maximum(self.prediction_V, 0)
+
+    @cached_property
+    def absolute_error_V(self) -> np.ndarray:
+        """How far predictions are from labels."""
+        return np.abs(self.prediction_V - self.label_V)
+
+    @cached_property
+    def squared_error_V(self) -> np.ndarray:
+        """Its square."""
+        return np.square(self.absolute_error_V)
 
 
 class Resample:
@@ -135,46 +149,36 @@ class Resample:
     def __init__(self, split: RankedSplit, counts_V: np.ndarray | None = None):
         self.split = split
         self.counts_V = np.ones(split.num_rows, np.int64) if counts_V is None else counts_V
+        self._sums_before: tuple[np.ndarray, np.ndarray] | None = None  # for both numbers of bins
         self._end_V = np.cumsum(self.counts_V)
         self.num_rows = int(self._end_V[-1])
+        # Labels. No cached_property from here on: in Python 3.11 threads would wait for each other.
         self._count_P = self.counts_V[split.positive_P]
         self._num_positive = int(self._count_P.sum())
         self._weighted_label_P = self._count_P * split.label_P
         self._label_sum = float(np.sum(self._weighted_label_P))
-
-    @cached_property
-    def _prediction_count_and_end_H(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows in each of H groups of equal predictions, and rows up to its end."""
-        if not self.split.has_ties:
-            return self.counts_V, self._end_V
-        end_H = self._end_V[self.split.last_row_H]
-        return np.diff(end_H, prepend=0), end_H
-
-    @cached_property
-    def _prediction_rank_P(self) -> np.ndarray:
-        count_H, end_H = self._prediction_count_and_end_H
-        group_P = self.split.prediction_group_P
-        return _centred_ranks(count_H[group_P], end_H[group_P], self.num_rows)
-
-    @cached_property
-    def _prediction_variance(self) -> float:
-        """The sum of the squared centred ranks of the predictions."""
-        count_H, end_H = self._prediction_count_and_end_H
-        if self.split.has_ties:
-            return _dot(count_H, np.square(_centred_ranks(count_H, end_H, self.num_rows)))
-        # (N^3 - sum of t^3) / 3 for groups of t of N rows: exact enough where all groups are small.
-        num_of_size = np.bincount(count_H)
-        return (float(self.num_rows) ** 3 - _dot(num_of_size, np.arange(len(num_of_size)) ** 3)) / 3
-
-    @cached_property
-    def _label_count_G(self) -> np.ndarray:
-        counts = np.bincount(self.split.label_group_P, self._count_P, minlength=len(self.split.label_value_G))
-        return counts.astype(np.int64)
-
-    @cached_property
-    def _label_rank_G(self) -> np.ndarray:
+        count_G = np.bincount(split.label_group_P, self._count_P, minlength=len(split.label_value_G))
+        self._label_count_G = count_G.astype(np.int64)
         end_G = self.num_rows - self._num_positive + np.cumsum(self._label_count_G)
-        return _centred_ranks(self._label_count_G, end_G, self.num_rows)
+        self._label_rank_G = _centred_ranks(self._label_count_G, end_G, self.num_rows)
+        self._label_rank_P = self._label_rank_G[split.label_group_P]
+        # Predictions: rows in each group of equal ones, and rows up to its end.
+        self._prediction_count_U, self._prediction_end_U = self.counts_V, self._end_V
+        if split.has_ties:
+            self._prediction_end_U = self._end_V[split.last_row_U]
+            self._prediction_count_U = np.diff(self._prediction_end_U, prepend=0)
+        group_P = split.prediction_group_P
+        self._prediction_rank_P = _centred_ranks(
+            self._prediction_count_U[group_P], self._prediction_end_U[group_P], self.num_rows
+        )
+
+    def _prediction_variance(self) -> float:
+        """Returns the sum of the squared centred ranks of the predictions."""
+        count_U = self._prediction_count_U
+        if self.split.has_ties:
+            return _dot(count_U, np.square(_centred_ranks(count_U, self._prediction_end_U, self.num_rows)))
+        # (N^3 - sum of t^3) / 3 for groups of t of N rows: exact enough where all groups are small.
+        return (float(self.num_rows) ** 3 - _dot(count_U, np.square(count_U))) / 3
 
     def gini_raw(self, compat: GiniCompat = None) -> float:
         """See `metrics.gini_raw`."""
@@ -184,7 +188,7 @@ class Resample:
 
     def gini(self, compat: GiniCompat = None) -> float:
         """See `metrics.gini`."""
-        area = _dot(self._label_count_G * self.split.label_value_G, self._label_rank_G)
+        area = _dot(self._weighted_label_P, self._label_rank_P)  # by rows, as that of the predictions: 1 is then exact
         perfect = _ratio(area, self.num_rows * self._label_sum)
         if not perfect > 0:  # no label is positive, or all are equal
             return float("nan")
@@ -196,8 +200,8 @@ class Resample:
         num_zero = self.num_rows - self._num_positive
         label_variance = num_zero * zero_rank**2 + _dot(self._label_count_G, np.square(self._label_rank_G))
         # Ranks of predictions sum to 0 over all rows, so those without spend, of one rank, need not be gone through.
-        weight_P = self._count_P * (self._label_rank_G - zero_rank)[self.split.label_group_P]
-        return _ratio(_dot(weight_P, self._prediction_rank_P), np.sqrt(label_variance * self._prediction_variance))
+        weight_P = self._count_P * (self._label_rank_P - zero_rank)
+        return _ratio(_dot(weight_P, self._prediction_rank_P), np.sqrt(label_variance * self._prediction_variance()))
 
     def auc(self, threshold: float = 0.0) -> float:
         """See `metrics.auc`."""
@@ -220,16 +224,13 @@ class Resample:
         # shares of the lowest x mirror those of the top x; the area between the curves is the same.
         return float(np.mean(np.abs(curve, out=curve)))
 
-    @cached_property
-    def _cumulative(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels summed over the positive rows before each of them (P + 1,), predictions over rows (V + 1,)."""
-        weighted_V = _products(self.counts_V, self.split.prediction_V)
-        return _cumulative_sums(self._weighted_label_P), _cumulative_sums(weighted_V)
-
     def binned_mape(self, n_bins: int, zero: ZeroBins = "skip", weight: BinWeight = "uniform") -> BinnedError:
         """See `metrics.binned_mape`."""
         edge = bin_edges(self.num_rows, n_bins)
-        label, prediction = self._cumulative
+        if self._sums_before is None:  # labels before each positive row and at their end, predictions before each row
+            weighted_V = _products(self.counts_V, self.split.prediction_V)
+            self._sums_before = _cumulative_sums(self._weighted_label_P), _cumulative_sums(weighted_V)
+        label, prediction = self._sums_before
         # The position whose repeats hold rank `edge`; on a boundary between rows the partial term is exactly 0, so a
         # bin without spend has a label sum of exactly 0.
         position = np.minimum(np.searchsorted(self._end_V, edge, side="right"), self.split.num_rows - 1)
@@ -259,7 +260,7 @@ class Resample:
 
     def bias(self) -> float:
         """See `metrics.bias`."""
-        return _ratio(_dot(self.counts_V, self.split.prediction_V), self._label_sum)
+        return _ratio(_dot(self.counts_V, self.split.prediction_V), _dot(self.counts_V, self.split.label_V))
 
     def positive_rate(self) -> float:
         """See `metrics.positive_rate`."""

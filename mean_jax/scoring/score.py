@@ -186,7 +186,8 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
     if is_one_file:
         if distributed.is_lead():
             with tqdm(total=num_rows, desc="score", unit=" rows", unit_scale=True, disable=None) as progress:
-                _write_part(output, predictor, source.rows(columns), progress)
+                all_rows = _Reader(split_units(source), columns).between(0, num_rows)
+                _write_part(output, predictor, all_rows, progress)
         return num_rows
     identity = {
         "run": predictor.run.identity,

@@ -47,15 +47,15 @@ class RowPredictor:
         self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, words_BxW: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the outputs [R, B, ...] of at least one row."""
+        """Returns the outputs [R, B, ...] of at least one row; words_BxW float32 must not change meanwhile."""
         parts = []
         for start in range(0, len(words_BxW), self._size):
             part = words_BxW[start : start + self._size]
-            mask_B = np.arange(self._size) < len(part)
-            if len(part) < self._size:
-                part = np.concatenate((part, np.zeros((self._size - len(part), part.shape[1]), np.float32)))
+            num_rows = len(part)
+            if num_rows < self._size:
+                part = np.concatenate((part, np.zeros((self._size - num_rows, part.shape[1]), np.float32)))
+            mask_B = np.arange(self._size) < num_rows
             outputs = self._predict_fn(self._variables, *jax.device_put((part, mask_B), self._rows))
-            num_rows = np.count_nonzero(mask_B)
             parts.append({name: np.asarray(value)[:, :num_rows] for name, value in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
