@@ -178,7 +178,8 @@ class Resample:
         if self.split.has_ties:
             return _dot(count_U, np.square(_centred_ranks(count_U, self._prediction_end_U, self.num_rows)))
         # (N^3 - sum of t^3) / 3 for groups of t of N rows: exact enough where all groups are small.
-        return (float(self.num_rows) ** 3 - _dot(count_U, np.square(count_U))) / 3
+        groups_of_size = np.bincount(count_U)
+        return (float(self.num_rows) ** 3 - _dot(groups_of_size, np.arange(len(groups_of_size), dtype=float) ** 3)) / 3
 
     def gini_raw(self, compat: GiniCompat = None) -> float:
         """See `metrics.gini_raw`."""
