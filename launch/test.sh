@@ -6,4 +6,4 @@ ruff check .
 ruff format --check .
 mypy
 mypy launch/*.py
-python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
+python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

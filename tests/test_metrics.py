@@ -332,6 +332,13 @@ class TestSummary:
         assert summary == metrics.summarise(label_V, prediction_V, num_resamples=40, seed=5)
         assert summary != metrics.summarise(label_V, prediction_V, num_resamples=40, seed=6)
 
+    def test_spaces_have_the_summary_of_each(self):
+        label_V, prediction_V = make_split(400)
+        pairs = {"currency": (label_V, prediction_V), "scaled": (np.minimum(label_V, 9.0), prediction_V**3)}
+        found = metrics.summarise_spaces(pairs, num_resamples=40, seed=5)
+        assert found == {space: metrics.summarise(*pair, num_resamples=40, seed=5) for space, pair in pairs.items()}
+        assert found["currency"] != found["scaled"]
+
     def test_undefined_is_none(self):
         summary = metrics.summarise(np.zeros(30), np.arange(30.0), num_resamples=10)
         assert summary["gini"] == {"value": None, "low": None, "high": None}

@@ -13,16 +13,18 @@ import pyarrow.parquet as pq
 from mean_jax import distributed
 from mean_jax.data.ids import count_unique_ids
 from mean_jax.data.labelled import LabelledReader
-from mean_jax.data.store import SPLITS, Store, is_store
+from mean_jax.data.store import SPLITS, SplitRows, Store, is_store
 from mean_jax.data.tables import missing_column, open_tables
 from mean_jax.data.transform import RowEncoder
 from mean_jax.errors import UserError
-from mean_jax.evaluation.metrics import point_metrics, summarise
+from mean_jax.evaluation.metrics import point_metrics, summarise_spaces
 from mean_jax.evaluation.outcomes import BucketMeans, Outcome, collect_outcomes, metric_spaces
 from mean_jax.evaluation.plots import Curve
 from mean_jax.evaluation.report import HorizonReport, Report, bins_table, render_report
 from mean_jax.fileio import atomic_folder, file_sha256, require_new_folder, write_json
+from mean_jax.progress import Progress
 from mean_jax.run import Program, Run, load_run
+from mean_jax.threads import map_ahead
 from mean_jax.training.predictions import split_words
 from mean_jax.training.writers import read_metrics
 
@@ -61,21 +63,28 @@ def _store_words(path: Path, split: str, program: Program) -> Iterator[np.ndarra
             f"--data: {path} was prepared with another transform than the run's; "
             "evaluate on the store of the run or on the customer table itself"
         )
-    return split_words(store.split(split))
+    return _with_progress(store.split(split))
+
+
+def _with_progress(rows: SplitRows) -> Iterator[np.ndarray]:
+    with Progress("predict", len(rows)) as progress:
+        for words_BxW in split_words(rows):
+            yield words_BxW
+            progress.update(len(words_BxW))
 
 
 def _seeds_table(program: Program, outcomes: dict[int, Outcome]) -> pa.Table:
     """Returns every metric of every seed on its own: columns horizon, seed, space, metric, value."""
-    rows = []
-    for horizon, outcome in outcomes.items():
-        for index, (r, _) in enumerate(program.replica_of(horizon)):
-            pairs = metric_spaces(
-                program, horizon, outcome.label_V, outcome.raw_SxV[index], outcome.calibrated_SxV[index]
-            )
-            for space, (label_V, prediction_V) in pairs.items():
-                for metric, value in point_metrics(label_V, prediction_V).items():
-                    name = program.schema.horizons[horizon]
-                    rows.append((name, program.specs[r].seed, space, metric, float(value)))
+    pairs = (
+        ((program.schema.horizons[horizon], program.specs[r].seed, space), pair)
+        for horizon, outcome in outcomes.items()
+        for (r, _), raw_V, calibrated_V in zip(
+            program.replica_of(horizon), outcome.raw_SxV, outcome.calibrated_SxV, strict=True
+        )
+        for space, pair in metric_spaces(program, horizon, outcome.label_V, raw_V, calibrated_V).items()
+    )
+    found = map_ahead(lambda item: (item[0], point_metrics(*item[1])), pairs)
+    rows = [(*key, metric, float(value)) for key, values in found for metric, value in values.items()]
     names = ("horizon", "seed", "space", "metric", "value")
     return pa.table({name: [row[index] for row in rows] for index, name in enumerate(names)})
 
@@ -111,7 +120,7 @@ def _horizon_report(run: Run, horizon: int, outcome: Outcome, means: BucketMeans
         raw=outcome.raw_V,
         calibrated=outcome.calibrated_V,
         bucket_names=_bucket_names(program, horizon),
-        metrics={space: summarise(*pair, num_resamples=num_resamples) for space, pair in spaces.items()},
+        metrics=summarise_spaces(spaces, num_resamples=num_resamples),
         attention_by_bucket=means.attention(horizon),
         gate_by_bucket=means.gate(horizon),
     )

@@ -4,19 +4,23 @@ Resampling V rows with replacement is drawing one multinomial count per row, so 
 no copy of the data. Draws depend on the seed, the number of rows and the number of the resample only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
+from mean_jax.progress import Progress
 from mean_jax.threads import available_processors
+
+Name = TypeVar("Name", bound=Hashable)
 
 COVERAGE = 0.95
 # Drawing and evaluating costs 40 to 100 ns per row and resample; beyond this many draws fewer resamples are made,
 # never fewer than MIN_RESAMPLES, from which 2.5 % quantiles can still be read.
 MAX_DRAWS = 200_000_000
 MIN_RESAMPLES = 100
-_MAX_THREADS = 8  # each holds some six numbers per row
+_MAX_THREADS = 16  # each holds some six numbers per row
 
 
 def effective_resamples(num_rows: int, num_resamples: int) -> int:
@@ -31,8 +35,8 @@ def resample_counts(num_rows: int, resample: int, seed: int) -> np.ndarray:
 
 
 def bootstrap(
-    statistics_fn: Callable[[np.ndarray], dict[str, float]], num_rows: int, num_resamples: int = 200, seed: int = 0
-) -> dict[str, np.ndarray]:
+    statistics_fn: Callable[[np.ndarray], dict[Name, float]], num_rows: int, num_resamples: int = 200, seed: int = 0
+) -> dict[Name, np.ndarray]:
     """Returns each statistic on every resample, float64 (resamples,).
 
     Args:
@@ -42,10 +46,14 @@ def bootstrap(
       seed: of the draws.
     """
     resamples = range(effective_resamples(num_rows, num_resamples))
-    with ThreadPoolExecutor(min(_MAX_THREADS, available_processors())) as pool:
-        replicates = list(
-            pool.map(lambda resample: statistics_fn(resample_counts(num_rows, resample, seed)), resamples)
-        )
+    replicates = []
+    with (
+        ThreadPoolExecutor(min(_MAX_THREADS, available_processors())) as pool,
+        Progress("resample", num_rows * len(resamples)) as progress,
+    ):
+        for replicate in pool.map(lambda number: statistics_fn(resample_counts(num_rows, number, seed)), resamples):
+            replicates.append(replicate)
+            progress.update(num_rows)
     return {name: np.array([replicate[name] for replicate in replicates]) for name in replicates[0]}
 
 

@@ -5,6 +5,7 @@ raises ValueError otherwise: remove rows with an unknown label first. Sums are f
 the data (no spend at all, only one class, constant values) is NaN, never an exception.
 """
 
+from collections.abc import Mapping
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ from mean_jax.evaluation.ranking import (
     ZeroBins,
     checked_pair,
 )
+from mean_jax.threads import map_ahead
 
 NUM_PERCENTILE_BINS = 100
 NUM_DECILE_BINS = 10
@@ -183,19 +185,36 @@ def summarise(
       and "percentile_mape_bins_skipped". None stands where a metric or its interval is undefined. The intervals of
       the binned errors and of the mutual Gini are rescaled as `intervals.percentile_interval` says.
     """
-    split = RankedSplit(label_V, prediction_V)
-    values = _all_metrics(Resample(split))
-    replicates = intervals.bootstrap(
-        lambda counts_V: _all_metrics(Resample(split, counts_V)), split.num_rows, num_resamples, seed
-    )
-    summary: dict[str, Any] = {}
-    for name, value in values.items():
+    return summarise_spaces({"": (label_V, prediction_V)}, num_resamples=num_resamples, seed=seed)[""]
+
+
+def summarise_spaces(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], *, num_resamples: int = 200, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Returns what `summarise` gives for each (labels, predictions) of the same rows in several units.
+
+    All units are evaluated on the same resamples, as drawing them takes as long as evaluating one.
+    """
+    splits = dict(zip(pairs, map_ahead(lambda pair: RankedSplit(*pair), pairs.values()), strict=True))
+    (num_rows,) = {split.num_rows for split in splits.values()}
+
+    def statistics(counts_V: np.ndarray | None) -> dict[tuple[str, str], float]:
+        return {
+            (space, name): value
+            for space, split in splits.items()
+            for name, value in _all_metrics(Resample(split, counts_V)).items()
+        }
+
+    values = statistics(None)
+    replicates = intervals.bootstrap(statistics, num_rows, num_resamples, seed)
+    summaries: dict[str, dict[str, Any]] = {space: {} for space in splits}
+    for (space, name), value in values.items():
         if name in _COUNTS:
-            summary[name] = int(value)
+            summaries[space][name] = int(value)
             continue
-        low, high = intervals.percentile_interval(value, replicates[name], rescale=name in _ABSOLUTE_DEVIATIONS)
-        summary[name] = {
+        low, high = intervals.percentile_interval(value, replicates[space, name], rescale=name in _ABSOLUTE_DEVIATIONS)
+        summaries[space][name] = {
             key: number if math.isfinite(number) else None
             for key, number in (("value", value), ("low", low), ("high", high))
         }
-    return summary
+    return summaries

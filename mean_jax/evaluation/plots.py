@@ -117,8 +117,8 @@ def calibration_scatter(bins: Bins, name: str) -> str | None:
     values = np.concatenate(shown)
     limits = (float(values.min()) / 1.6, float(values.max()) * 1.6)
     with drawing():
-        figure = new_figure(4.8, 3.0)
-        axes_pair = figure.subplots(1, 2, sharey=True)
+        figure = new_figure(3.0)
+        axes_pair = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.1})
         for axes, (title, predicted, color), keep in zip(axes_pair, panels, is_shown, strict=True):
             _scatter(axes, predicted[keep], bins.label[keep], limits, color)
             axes.set_title(title)
@@ -143,8 +143,8 @@ def distributions(label_V: np.ndarray, calibrated_V: np.ndarray, name: str) -> s
     num_bins = int(np.clip(np.sqrt(positive_V.size), 8, _MAX_HISTOGRAM_BINS))
     edges = np.geomspace(lowest, highest * (1 + 1e-9), num_bins + 1)
     with drawing():
-        figure = new_figure(4.8, 3.2)
-        below, above = figure.subplots(1, 2, width_ratios=[1, 2.3])
+        figure = new_figure()
+        below, above = figure.subplots(1, 2, width_ratios=[1, 2.3], gridspec_kw={"wspace": 0.5})
         sides = ((label_V, ACTUAL, "actual"), (calibrated_V, PREDICTED, "predicted"))
         for position, (value_V, color, text) in enumerate(sides):
             count, _ = np.histogram(value_V, edges)
@@ -181,7 +181,7 @@ def heat_map(
     finite = matrix[np.isfinite(matrix)]
     top = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     with drawing():
-        figure, axes = single_axes(4.8, 1.1 + 0.42 * rows)
+        figure, axes = single_axes(1.1 + 0.42 * rows, is_measured=True)
         axes.pcolormesh(np.ma.masked_invalid(matrix), cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1.5)
         for row, column in zip(*np.nonzero(np.isfinite(matrix)), strict=True):
             color = "white" if matrix[row, column] > 0.6 * top else INK
@@ -207,7 +207,7 @@ def training_chart(curves: Sequence[Curve], term: str, name: str) -> str | None:
     horizons = list(dict.fromkeys(curve.horizon for curve in curves))
     has_points = False
     with drawing():
-        figure, axes = single_axes(4.8, 2.9)
+        figure, axes = single_axes(2.9)
         for curve in curves:
             steps, values = np.asarray(curve.steps, np.float64), np.asarray(curve.values, np.float64)
             keep = np.flatnonzero(np.isfinite(values))

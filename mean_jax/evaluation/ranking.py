@@ -84,17 +84,17 @@ def _ratio(numerator: float, denominator: float) -> float:
 class _Room(threading.local):
     """Memory of a thread, kept as long as it lives: fresh pages cost more than what is computed in them."""
 
-    def __init__(self) -> None:
-        self._values = np.empty(0)
+    def __init__(self, dtype: type) -> None:
+        self._values: np.ndarray = np.empty(0, dtype)
 
     def __call__(self, size: int) -> np.ndarray:
-        """Returns float64 [size] with anything in it, until the next call."""
+        """Returns an array of a size with anything in it, until the next call."""
         if len(self._values) < size:
-            self._values = np.empty(size)
+            self._values = np.empty(size, self._values.dtype)
         return self._values[:size]
 
 
-_room = _Room()
+_room, _integer_room = _Room(np.float64), _Room(np.int64)
 
 
 def _products(a_V: np.ndarray, b_V: np.ndarray) -> np.ndarray:
@@ -215,15 +215,29 @@ class Resample:
 
     def mutual_gini(self) -> float:
         """See `metrics.mutual_gini`."""
-        label_curve = np.cumsum(np.repeat(self.split.label_value_G, self._label_count_G))
-        curve = np.cumsum(np.repeat(self.split.spend_V, self.counts_V), out=_room(self.num_rows))
+        # The curves are spelled out from the first row on that reaches the share of customers who spend. Below, that of
+        # the labels is 0, and the area under that of the predictions follows from the places of each row's repeats.
+        num_below = self.num_rows - self._num_positive
+        first = int(np.searchsorted(self._end_V, num_below + 1))
+        count_L, spend_L = self.counts_V[:first], self.split.spend_V[:first]
+        num_points = int(self._end_V[first - 1]) if first else 0
+        spend_below = _dot(count_L, spend_L)
+        twice_points_L = np.multiply(self._end_V[:first], -2, out=_integer_room(first))  # at and above a row's repeats
+        twice_points_L += count_L
+        twice_points_L += 2 * num_points + 1
+        twice_points_L *= count_L
+        area_below = _dot(twice_points_L, spend_L) / 2
+        curve = np.repeat(self.split.spend_V[first:], self.counts_V[first:])
+        np.cumsum(curve, out=curve)
+        curve += spend_below
         if self._label_sum == 0 or curve[-1] == 0:
             return float("nan")
-        curve /= curve[-1]
-        curve[self.num_rows - len(label_curve) :] -= label_curve / label_curve[-1]  # 0 before
+        curve /= (total := float(curve[-1]))
+        label_curve = np.cumsum(np.repeat(self.split.label_value_G, self._label_count_G))
+        curve[len(curve) - len(label_curve) :] -= label_curve / label_curve[-1]
         # Both curves are 0 at 0 and 1 at 1, so the trapezoid rule is the plain mean over the other grid points. The
         # shares of the lowest x mirror those of the top x; the area between the curves is the same.
-        return float(np.mean(np.abs(curve, out=curve)))
+        return (area_below / total + float(np.sum(np.abs(curve, out=curve)))) / self.num_rows
 
     def binned_mape(self, n_bins: int, zero: ZeroBins = "skip", weight: BinWeight = "uniform") -> BinnedError:
         """See `metrics.binned_mape`."""

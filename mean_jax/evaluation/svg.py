@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1f2933", "#667483", "#d9dee4"
 PREDICTED, ACTUAL, RAW = "#2166ac", "#e08214", "#8073ac"
+_WIDTH, _LEFT, _RIGHT, _BOTTOM, _TOP = 4.8, 0.8, 0.12, 0.5, 0.26  # inches: of a figure, of its margins
 LINES = ("#2166ac", "#e08214", "#1b7837", "#8073ac", "#b2182b", "#01665e", "#8c510a", "#4d4d4d")
 
 _STYLE: dict[Any, Any] = {
@@ -54,16 +55,24 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float = 4.8, height: float = 3.2) -> Figure:
-    """Returns an empty figure of a size in inches at which 9 pt text stays readable on a phone."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_figure(height: float = 3.2, is_measured: bool = False) -> Figure:
+    """Returns an empty figure with fixed margins, as wide as 9 pt text needs to stay readable on a phone.
+
+    Args:
+      height: in inches.
+      is_measured: texts of any length stand beside the axes; all are measured to make room for them, which takes as
+        long as drawing them.
+    """
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained" if is_measured else None)
     FigureCanvasSVG(figure)
+    if not is_measured:
+        figure.subplots_adjust(_LEFT / _WIDTH, _BOTTOM / height, 1 - _RIGHT / _WIDTH, 1 - _TOP / height)
     return figure
 
 
-def single_axes(width: float = 4.8, height: float = 3.2) -> tuple[Figure, Axes]:
-    """Returns a new figure with one pair of axes."""
-    figure = new_figure(width, height)
+def single_axes(height: float = 3.2, is_measured: bool = False) -> tuple[Figure, Axes]:
+    """Returns a new figure with one pair of axes, see `new_figure`."""
+    figure = new_figure(height, is_measured)
     return figure, figure.add_subplot()
 
 

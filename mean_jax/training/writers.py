@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
-
 from mean_jax.fileio import atomic_file
 
 METRICS_NAME = "metrics.jsonl"
@@ -28,6 +26,8 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, restored_step: int) -> None:
         """Opens the files; lines after the restored step are dropped, they will be written again."""
+        import tensorboardX  # which loads PyTorch where it is installed: seconds that evaluating does without
+
         path = Path(folder) / METRICS_NAME
         kept = [row for row in read_metrics(folder) if row["step"] <= restored_step]
         with atomic_file(path) as temporary:
