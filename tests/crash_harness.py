@@ -97,13 +97,16 @@ class LaunchedJob:
     def __init__(self, arguments: list[str], log: Path) -> None:
         launcher = [sys.executable, ROOT / "launch" / "local_processes.py", "--num_processes=2"]
         command = [sys.executable, "-m", "mean_jax.cli.train", *arguments]
+        # No cache of compiled programs that others share: a killed process may leave half an entry.
+        environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        environment["PYTHONPATH"] = str(ROOT)
         with log.open("a") as file:
             self._process = subprocess.Popen(
                 [*launcher, "--devices_per_process=1", "--", *command],
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=environment,
             )
 
     def exit_code(self) -> int | None:

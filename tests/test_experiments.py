@@ -166,7 +166,9 @@ def test_a_process_of_its_own_knows_the_flags_that_smoke_sets(tmp_path):
     command = [sys.executable, "-c", code, "--config=table1", f"--output={tmp_path / 'out'}"]
     command += ["--smoke", '--config.networks=(("MEAN", "mean"),)', "--config.peers=()"]
     ours = "--xla_backend_optimization_level=0"
-    ended = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ours}, capture_output=True, text=True)
+    environment = os.environ | {"XLA_FLAGS": ours}
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # so that it makes one of its own, as a user's does
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split() == [ours, "--xla_cpu_use_fusion_emitters=false"]
     assert {row["system"] for row in read_rows(tmp_path / "out")} == {"MEAN", "oracle"}

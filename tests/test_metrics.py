@@ -339,6 +339,13 @@ class TestSummary:
         assert found == {space: metrics.summarise(*pair, num_resamples=40, seed=5) for space, pair in pairs.items()}
         assert found["currency"] != found["scaled"]
 
+    def test_spaces_of_other_rows_are_refused(self):
+        pairs = {"currency": make_split(400), "scaled": make_split(300)}
+        with pytest.raises(ValueError, match="'currency': 400, 'scaled': 300"):
+            metrics.summarise_spaces(pairs)
+        with pytest.raises(ValueError, match="expected one number"):
+            metrics.summarise_spaces({})
+
     def test_undefined_is_none(self):
         summary = metrics.summarise(np.zeros(30), np.arange(30.0), num_resamples=10)
         assert summary["gini"] == {"value": None, "low": None, "high": None}

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from mean_jax.evaluation import metrics
+from mean_jax.evaluation import metrics, plots
 from mean_jax.evaluation.bins import bin_means, gain_curve
 from mean_jax.evaluation.plots import Curve
 from mean_jax.evaluation.report import HorizonReport, Report, bins_table, render_report
@@ -233,3 +233,42 @@ class TestGainCurve:
     def test_constant_score_is_the_diagonal(self):
         share = np.linspace(0, 1, 11)
         np.testing.assert_allclose(gain_curve(make_horizon().label, np.ones(400), share), share, atol=1e-15)
+
+
+def _texts_cut_off(figure):
+    """Returns the texts of a drawn figure that reach beyond its edges."""
+    figure.draw_without_rendering()
+    texts = []
+    for axes in figure.axes:
+        texts += [axes.xaxis.label, axes.yaxis.label, axes._left_title]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            slack = 1e-9 * (high - low)
+            shown = [tick.label1 for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
+            texts += [label for label in shown if label.get_visible()]
+    edges = figure.bbox.padded(0.5)
+    boxes = {text.get_text(): text.get_window_extent() for text in texts if text.get_text()}
+    assert boxes
+    return [name for name, box in boxes.items() if not (edges.contains(*box.min) and edges.contains(*box.max))]
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.3, 30.0, 300.0, 1e3, 3e4, 1e5, 3e6])
+def test_no_text_of_a_chart_is_cut_off(scale, monkeypatch):
+    cut_off = {}
+
+    def check(figure, name, title):
+        cut_off[name] = _texts_cut_off(figure)
+        return ""
+
+    monkeypatch.setattr(plots, "inline_svg", check)
+    rng = np.random.default_rng(0)
+    signal_V = rng.normal(size=2000)
+    label_V = np.where(rng.random(2000) < 0.3, scale * np.exp(signal_V), 0.0)
+    prediction_V = 0.5 * scale * np.exp(0.8 * signal_V)
+    bins = bin_means(label_V, 0.6 * prediction_V, prediction_V, 10)
+    plots.decile_chart(bins, "decile")
+    plots.gain_chart(label_V, prediction_V, "gain")
+    plots.calibration_scatter(bins, "calibration")
+    plots.distributions(label_V, prediction_V, "distribution")
+    plots.training_chart([Curve("30 days", "train/loss", scale * np.arange(1, 96), np.ones(95))], "loss", "training")
+    assert cut_off == {name: [] for name in ("decile", "gain", "calibration", "distribution", "training")}

@@ -120,7 +120,7 @@ def _horizon_report(run: Run, horizon: int, outcome: Outcome, means: BucketMeans
         raw=outcome.raw_V,
         calibrated=outcome.calibrated_V,
         bucket_names=_bucket_names(program, horizon),
-        metrics=summarise_spaces(spaces, num_resamples=num_resamples),
+        metrics=summarise_spaces(spaces, num_resamples=num_resamples, description=f"resample {name}"),
         attention_by_bucket=means.attention(horizon),
         gate_by_bucket=means.gate(horizon),
     )

@@ -22,6 +22,7 @@ from mean_jax.evaluation.ranking import (
     ZeroBins,
     checked_pair,
 )
+from mean_jax.progress import Progress
 from mean_jax.threads import map_ahead
 
 NUM_PERCENTILE_BINS = 100
@@ -189,14 +190,28 @@ def summarise(
 
 
 def summarise_spaces(
-    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], *, num_resamples: int = 200, seed: int = 0
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    num_resamples: int = 200,
+    seed: int = 0,
+    description: str = "resample",
 ) -> dict[str, dict[str, Any]]:
-    """Returns what `summarise` gives for each (labels, predictions) of the same rows in several units.
+    """Returns what `summarise` gives for each unit; all are evaluated on the same resamples, which are drawn once.
 
-    All units are evaluated on the same resamples, as drawing them takes as long as evaluating one.
+    Args:
+      pairs: (labels, predictions) of the same rows, by the name of their unit.
+      num_resamples: see `summarise`.
+      seed: see `summarise`.
+      description: of the progress.
+
+    Raises:
+      ValueError: the units differ in their number of rows, or there is none.
     """
     splits = dict(zip(pairs, map_ahead(lambda pair: RankedSplit(*pair), pairs.values()), strict=True))
-    (num_rows,) = {split.num_rows for split in splits.values()}
+    rows = {space: split.num_rows for space, split in splits.items()}
+    if len(set(rows.values())) != 1:
+        raise ValueError(f"rows per unit are {rows}; expected one number")
+    num_rows = next(iter(rows.values()))
 
     def statistics(counts_V: np.ndarray | None) -> dict[tuple[str, str], float]:
         return {
@@ -206,7 +221,8 @@ def summarise_spaces(
         }
 
     values = statistics(None)
-    replicates = intervals.bootstrap(statistics, num_rows, num_resamples, seed)
+    with Progress(description, num_rows * intervals.effective_resamples(num_rows, num_resamples)) as progress:
+        replicates = intervals.bootstrap(statistics, num_rows, num_resamples, seed, progress.update)
     summaries: dict[str, dict[str, Any]] = {space: {} for space in splits}
     for (space, name), value in values.items():
         if name in _COUNTS:

@@ -54,7 +54,7 @@ def _percent(share: float, _: object = None) -> str:
     return f"{100 * share:g}%"
 
 
-def _format_log(axis: Axis, text_fn: Callable[[float, object], str]) -> None:
+def format_log(axis: Axis, text_fn: Callable[[float, object], str]) -> None:
     """Plain numbers at the powers of ten, in place of mathematical notation."""
     axis.set_major_formatter(FuncFormatter(text_fn))
     axis.set_minor_formatter(NullFormatter())
@@ -100,7 +100,7 @@ def _scatter(axes: Axes, predicted: np.ndarray, actual: np.ndarray, limits: tupl
     axes.scatter(predicted, actual, s=14, color=color, alpha=0.75, linewidths=0)
     axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, xlabel="predicted mean")
     for axis in (axes.xaxis, axes.yaxis):
-        _format_log(axis, _money)
+        format_log(axis, _money)
 
 
 def calibration_scatter(bins: Bins, name: str) -> str | None:
@@ -118,7 +118,7 @@ def calibration_scatter(bins: Bins, name: str) -> str | None:
     limits = (float(values.min()) / 1.6, float(values.max()) * 1.6)
     with drawing():
         figure = new_figure(3.0)
-        axes_pair = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.1})
+        axes_pair = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.2})
         for axes, (title, predicted, color), keep in zip(axes_pair, panels, is_shown, strict=True):
             _scatter(axes, predicted[keep], bins.label[keep], limits, color)
             axes.set_title(title)
@@ -157,8 +157,8 @@ def distributions(label_V: np.ndarray, calibrated_V: np.ndarray, name: str) -> s
         above.set(title=f"{_money(lowest)} and more, log scales", xlabel="spend per customer")
         above.set(xscale="log", yscale="log")
         above.set_ylim(0.5 / len(label_V), 1)
-        _format_log(above.xaxis, _money)
-        _format_log(above.yaxis, _percent)
+        format_log(above.xaxis, _money)
+        format_log(above.yaxis, _percent)
         below.yaxis.set_major_formatter(FuncFormatter(_percent))
         above.legend(loc="upper right")
         return inline_svg(figure, name, "Distribution of actual and predicted spend")

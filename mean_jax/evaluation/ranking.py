@@ -2,7 +2,7 @@
 
 A bootstrap resample is a count per row. Sorting does not depend on the counts, so `RankedSplit` does it once and
 `Resample` evaluates the definitions of BASELINES.md section 7 on the rows repeated `counts_V` times without ever
-repeating them (only the curves of the mutual Gini are spelled out).
+repeating them (only the upper part of the mutual Gini's curves is spelled out).
 
 All ranking metrics rest on one quantity, the centred rank of a row: rows below it minus rows above it, an integer
 that is exactly 0 for every row when all values tie. With average ranks r it is ``2 r - V - 1``, so
@@ -11,7 +11,8 @@ that is exactly 0 for every row when all values tie. With average ranks r it is 
   AUC (ties count 1/2)                                = (1 + sum_{positive} d / (P Q)) / 2,
   Spearman (average ranks)                            = the correlation of d(y) and d(prediction).
 
-Dimensions: V rows, P rows with a label > 0, G distinct labels among those, U groups of equal predictions.
+Dimensions: V rows, P rows with a label > 0, G distinct labels among those, U groups of equal predictions,
+L rows of lowest prediction, as many as fit into the share of those without spend.
 """
 
 from functools import cached_property
@@ -222,7 +223,8 @@ class Resample:
         count_L, spend_L = self.counts_V[:first], self.split.spend_V[:first]
         num_points = int(self._end_V[first - 1]) if first else 0
         spend_below = _dot(count_L, spend_L)
-        twice_points_L = np.multiply(self._end_V[:first], -2, out=_integer_room(first))  # at and above a row's repeats
+        # c repeats of a row that end at place e of n count at c (2 n + 1 - 2 e + c) / 2 places, theirs and higher ones.
+        twice_points_L = np.multiply(self._end_V[:first], -2, out=_integer_room(first))
         twice_points_L += count_L
         twice_points_L += 2 * num_points + 1
         twice_points_L *= count_L
@@ -232,7 +234,8 @@ class Resample:
         curve += spend_below
         if self._label_sum == 0 or curve[-1] == 0:
             return float("nan")
-        curve /= (total := float(curve[-1]))
+        total = float(curve[-1])
+        curve /= total
         label_curve = np.cumsum(np.repeat(self.split.label_value_G, self._label_count_G))
         curve[len(curve) - len(label_curve) :] -= label_curve / label_curve[-1]
         # Both curves are 0 at 0 and 1 at 1, so the trapezoid rule is the plain mean over the other grid points. The

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1f2933", "#667483", "#d9dee4"
 PREDICTED, ACTUAL, RAW = "#2166ac", "#e08214", "#8073ac"
-_WIDTH, _LEFT, _RIGHT, _BOTTOM, _TOP = 4.8, 0.8, 0.12, 0.5, 0.26  # inches: of a figure, of its margins
+_WIDTH, _LEFT, _RIGHT, _BOTTOM, _TOP = 4.8, 0.8, 0.3, 0.5, 0.26  # inches: of a figure, of its margins
 LINES = ("#2166ac", "#e08214", "#1b7837", "#8073ac", "#b2182b", "#01665e", "#8c510a", "#4d4d4d")
 
 _STYLE: dict[Any, Any] = {

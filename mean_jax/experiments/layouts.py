@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mean_jax.evaluation.plots import format_log
 from mean_jax.evaluation.svg import LINES, drawing, inline_svg, single_axes
 from mean_jax.evaluation.targeting import Comparison
 from mean_jax.experiments import comparison
@@ -109,6 +110,7 @@ def _curve_figure(x: list[float], lines: dict[str, list], column: str, heading: 
         axes.set_ylabel(heading)
         if min(x) > 0 and max(x) / min(x) > 10:
             axes.set_xscale("log")
+            format_log(axes.xaxis, lambda value, _: f"{value:g}")
         axes.legend(title="horizon")
         svg = inline_svg(figure, column.replace("_", "-"), f"{heading} over {horizontal}")
     return PageFigure(column, heading, svg, "Test split, mean over seeds; the bars are one standard deviation.")
