@@ -247,9 +247,9 @@ def _texts_cut_off(figure):
             shown = [tick.label1 for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
             texts += [label for label in shown if label.get_visible()]
     edges = figure.bbox.padded(0.5)
-    boxes = {text.get_text(): text.get_window_extent() for text in texts if text.get_text()}
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
     assert boxes
-    return [name for name, box in boxes.items() if not (edges.contains(*box.min) and edges.contains(*box.max))]
+    return [name for name, box in boxes if not (edges.contains(*box.min) and edges.contains(*box.max))]
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.3, 30.0, 300.0, 1e3, 3e4, 1e5, 3e6])
