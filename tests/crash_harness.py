@@ -36,8 +36,8 @@ from mean_jax.training.writers import METRICS_NAME, read_metrics
 from tests.conftest import LABELS, TINY, make_table
 
 ROOT = Path(__file__).resolve().parents[1]
-SAVE_STEPS = 4
-# 32 steps in each epoch, so 8 saves, the last of them after validation.
+SAVE_STEPS = 8
+# 32 steps in each epoch, so 4 saves, the last of them after validation.
 OVERRIDES = (
     *TINY,
     "train.batch_size=32",

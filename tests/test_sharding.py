@@ -13,11 +13,13 @@ from mean_jax.config import DataConfig, MeshConfig
 from mean_jax.data.pipeline import EpochPlan, train_dispatches
 from mean_jax.errors import UserError
 from mean_jax.models import encoder as encoder_lib
+from mean_jax.models import initial
 from mean_jax.models.blocks import BatchNorm
 from mean_jax.run import Program
 from mean_jax.sharding import batch_axis, data_mesh, make_mesh, on_mesh, own_rows, state_shardings, to_host
 from mean_jax.training import step as step_lib
 from mean_jax.training.feed import Order, make_feed
+from mean_jax.training.loop import first_state
 from tests.conftest import tiny_config
 from tests.model_inputs import dispatch_of, one_device, shardings_of
 from tests.test_models import CONFIGS, small_config
@@ -37,23 +39,25 @@ def words_SxBxW(store):
 
 
 def on(mesh, config, program, words_SxBxW):
-    """Returns state and metrics after a dispatch on the mesh."""
+    """Returns the first state, and state and metrics after a dispatch, on the mesh."""
     shardings = shardings_of(program, mesh, config)
-    state = jax.jit(program.init_state, out_shardings=shardings)()
+    state = first_state(program, shardings)
+    first = to_host(state)
     words = on_mesh(mesh, P(None, "data"), words_SxBxW.shape, words_SxBxW.__getitem__)
     dispatch = step_lib.make_dispatch(program.step_rule(program.schema.layout), mesh, shardings)
     state, metrics = dispatch(state, words)
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    return to_host(state), to_host(metrics)
+    return first, to_host(state), to_host(metrics)
 
 
 def assert_same_training(program, words_SxBxW, configs, rtol=2e-3, atol=2e-5):
-    expected, expected_metrics = on(one_device(), MeshConfig(), program, words_SxBxW)
+    expected_first, expected, expected_metrics = on(one_device(), MeshConfig(), program, words_SxBxW)
     for config in configs:
         mesh = make_mesh(config, len(program.specs), 64)
         assert mesh.size == 4
-        state, metrics = on(mesh, config, program, words_SxBxW)
+        first, state, metrics = on(mesh, config, program, words_SxBxW)
+        assert_trees_close(first, expected_first, rtol=1e-6, atol=1e-9)
         variables, best = state.replicas.variables, expected.replicas.variables
         assert_trees_close(variables.params, best.params, rtol=rtol, atol=atol)
         assert_trees_close(variables.batch_stats, best.batch_stats, rtol=1e-4, atol=1e-6)
@@ -73,15 +77,17 @@ def test_mdan_compares_the_rows_of_the_whole_batch(overrides, store, words_SxBxW
     assert_same_training(program, words_SxBxW, [MeshConfig()])
 
 
-@pytest.mark.parametrize(
-    ("name", "limit"),
-    [(name, encoder_lib._MAX_JOINT_NUMBERS) for name in MESHES]  # small embedding tables together
-    + [(name, 0) for name, config in MESHES.items() if config.model > 1],  # each alone, where they may be divided
-)
-def test_meshes(name, limit, store, words_SxBxW, monkeypatch):
-    monkeypatch.setattr(encoder_lib, "_MAX_JOINT_NUMBERS", limit)
+def test_meshes(store, words_SxBxW):
     program = Program(tiny_config("train.num_seeds=2"), store.schema, store.transform)
-    assert_same_training(program, words_SxBxW, [MESHES[name]], rtol=1e-3, atol=1e-5)
+    assert_same_training(program, words_SxBxW, MESHES.values(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_mesh_whose_devices_divide_each_table(store, words_SxBxW, monkeypatch):
+    """Tables are neither drawn nor read together with others."""
+    for module in (encoder_lib, initial):
+        monkeypatch.setattr(module, "_MAX_JOINT_NUMBERS", 0)
+    program = Program(tiny_config(), store.schema, store.transform)
+    assert_same_training(program, words_SxBxW, [MeshConfig(model=2, min_table_rows=2)], rtol=1e-3, atol=1e-5)
 
 
 def test_large_tables_are_divided_and_small_ones_are_not(program):
@@ -154,7 +160,7 @@ def test_rows_that_stay_on_the_devices_give_the_batches_of_the_host(numeric_type
         layout = rows.layout if numeric_type == "stored" else rows.layout._replace(numeric_type=numeric_type)
         shardings = shardings_of(program, mesh)
         feed = make_feed(program.step_rule(layout), mesh, shardings, rows, order, config)
-        state = jax.jit(program.init_state, out_shardings=shardings)()
+        state = first_state(program, shardings)
         sizes = []
         for dispatch in feed(3):
             sizes.append(dispatch.num_steps)
@@ -200,7 +206,7 @@ def test_the_words_of_a_batch_are_the_same_bits_on_any_mesh(placement, store):
         mesh = data_mesh(jax.devices()[:num_devices])
         shardings, order = shardings_of(program, mesh), Order(EpochPlan(64, 1, 1), 1, 0)
         feed = make_feed(rule, mesh, shardings, rows, order, DataConfig(placement=placement))
-        state = jax.jit(program.init_state, out_shardings=shardings)()
+        state = first_state(program, shardings)
         for dispatch in feed(0):
             state, _ = dispatch.run(state)
         jax.block_until_ready(state)

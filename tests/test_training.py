@@ -18,7 +18,6 @@ from mean_jax.data.store import Store
 from mean_jax.errors import UserError
 from mean_jax.evaluation.evaluate import evaluate
 from mean_jax.run import BEST, LATEST, Program, load_run
-from mean_jax.sharding import data_mesh, state_shardings
 from mean_jax.training import checkpoints, loop
 from mean_jax.training.profile import Profile
 from mean_jax.training.writers import read_metrics
@@ -101,13 +100,6 @@ def test_sigterm_ends_the_command_with_code_0_and_says_how_to_go_on(store_path, 
     code, err = call(train_cli.main, *FLAGS, f"--data={store_path}", f"--workdir={tmp_path / 'run'}")
     assert code == 0
     assert "SIGTERM" in err and "run the same command to go on" in err
-
-
-def test_the_first_state_is_that_of_the_program(store):
-    program = Program(tiny_config(), store.schema, store.transform)
-    shardings = state_shardings(data_mesh(jax.devices()[:1]), program.abstract_state, program.config.mesh)
-    as_usual = {"xla_backend_optimization_level": 3}  # tests compile without optimisation
-    assert_same(loop.first_state(program, shardings), jax.jit(program.init_state, compiler_options=as_usual)())
 
 
 def test_checkpoints_within_an_epoch(whole_run, store_path, tmp_path):

@@ -1,14 +1,17 @@
 """Blocks that several models share: stacks of dense layers, alone or in parallel, and gates over experts."""
 
 from collections.abc import Sequence
+import functools
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from mean_jax.batch_axis import WHOLE_BATCH, BatchAxis
+from mean_jax.models.initial import Normal
 from mean_jax.types import Array
 
+Dense = functools.partial(nn.Dense, kernel_init=Normal(fan_in_axis=0))
 MIN_VARIANCE = 1e-5  # added to the variance by which BatchNorm divides, as everywhere
 
 
@@ -24,8 +27,8 @@ class MLP(nn.Module):
         """Returns [B, output_size or hidden_sizes[-1]]."""
         x_BxF = jnp.asarray(x_BxF, self.dtype)
         for size in self.hidden_sizes:
-            x_BxF = nn.relu(nn.Dense(size, dtype=self.dtype)(x_BxF))
-        return nn.Dense(self.output_size, dtype=self.dtype)(x_BxF) if self.output_size else x_BxF
+            x_BxF = nn.relu(Dense(size, dtype=self.dtype)(x_BxF))
+        return Dense(self.output_size, dtype=self.dtype)(x_BxF) if self.output_size else x_BxF
 
 
 class BatchNorm(nn.Module):
@@ -106,13 +109,13 @@ class Experts(nn.Module):
         """Returns [B, M, size] from x_BxD, which all experts read, or from x_BxMxH, of which each reads its own."""
         num_experts, width = self.num_experts, x.shape[-1]
         if x.ndim == 2:
-            init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
-            kernel_DxMxH = self.param(f"kernel_{index}", init, (width, num_experts, size)).astype(self.dtype)
+            init, shape = Normal(fan_in_axis=0), (width, num_experts, size)
+            kernel_DxMxH = self.param(f"kernel_{index}", init, shape).astype(self.dtype)
             # One matrix product over all experts: a contraction over a flat last axis is a plain GEMM everywhere.
             y_BxMxH = (x @ kernel_DxMxH.reshape(width, -1)).reshape(-1, num_experts, size)
         else:
-            init = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
-            kernel_MxDxH = self.param(f"kernel_{index}", init, (num_experts, width, size)).astype(self.dtype)
+            init, shape = Normal(fan_in_axis=1), (num_experts, width, size)
+            kernel_MxDxH = self.param(f"kernel_{index}", init, shape).astype(self.dtype)
             # Experts first: XLA's batched product over a middle axis takes half as long again on a CPU.
             y_BxMxH = (x.transpose(1, 0, 2) @ kernel_MxDxH).transpose(1, 0, 2)
         if not use_bias:
@@ -126,7 +129,7 @@ def softmax_gates(x_BxD: Array, num_gates: int, num_experts: int, dtype: jnp.dty
 
     Called inside a compact module, which then owns the kernel.
     """
-    logits_BxE = nn.Dense(num_gates * num_experts, use_bias=False, dtype=dtype, name="gate")(x_BxD)
+    logits_BxE = Dense(num_gates * num_experts, use_bias=False, dtype=dtype, name="gate")(x_BxD)
     return jax.nn.softmax(logits_BxE.reshape(-1, num_gates, num_experts), axis=-1)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mean_jax.config import EncoderConfig
+from mean_jax.models.initial import Normal
 from mean_jax.types import Array, EncoderConstants
 
 # Standard deviations: no training value of a light-tailed or logged column comes near, but one absurd value at
@@ -140,7 +141,7 @@ class InputEncoder(nn.Module):
         tables = []
         for column, count_V in enumerate(counts):
             shape = (len(count_V), embedding_width(len(count_V), self.config))
-            tables.append(self.param(f"embedding_{column}", nn.linear.default_embed_init, shape))
+            tables.append(self.param(f"embedding_{column}", Normal(fan_in_axis=1, is_truncated=False), shape))
         for is_small, run in itertools.groupby(range(len(tables)), lambda d: tables[d].size <= _MAX_JOINT_NUMBERS):
             columns = list(run)
             if is_small:

@@ -191,7 +191,7 @@ class MdanHead(nn.Module):
         logits_BxN = blocks.MLP(config.clc_sizes, self.num_buckets, dtype, name="clc")(bottom_BxD).astype(jnp.float32)
         gate_BxN = jax.nn.softmax(logits_BxN, axis=-1).astype(dtype)
         embedding_BxH = jnp.einsum("bn,bnh->bh", gate_BxN, channel_BxNxH)
-        value_Bx1 = nn.Dense(1, dtype=dtype, name="value")(embedding_BxH)
+        value_Bx1 = blocks.Dense(1, dtype=dtype, name="value")(embedding_BxH)
         return {
             "value": value_Bx1[:, 0].astype(jnp.float32),
             "embedding": embedding_BxH.astype(jnp.float32),

@@ -187,7 +187,7 @@ class MdmeHead(nn.Module):
         hidden_class, hidden_ordinal, hidden_bias = bucket_parts
         output = blocks.Experts(size, (), self.num_buckets, dtype=dtype, name="bct")
         outputs = {
-            "class": nn.Dense(1 + size, dtype=dtype, name="dct")(hidden_BxMxH[:, 0]) + mono_class_BxN,
+            "class": blocks.Dense(1 + size, dtype=dtype, name="dct")(hidden_BxMxH[:, 0]) + mono_class_BxN,
             "class_ordinal": OrdinalOutput(self.ordinal, 1, size, name="dot")(hidden_BxMxH[:, 1:2], mask_B, train)[
                 :, 0
             ],

@@ -17,6 +17,7 @@ from mean_jax.config import require
 from mean_jax.labels import LabelConstants
 from mean_jax.models import blocks
 from mean_jax.models.base import Model, Outputs, Terms
+from mean_jax.models.initial import Normal
 from mean_jax.types import Array, Targets
 
 
@@ -77,7 +78,7 @@ class DistributionAttention(nn.Module):
     def __call__(self, f_BxNxH: Array) -> jax.Array:
         """Returns log A_BxNxN float32."""
         num_buckets, size = f_BxNxH.shape[1:]
-        init = nn.initializers.lecun_normal()
+        init = Normal(fan_in_axis=0)
         query_HxH = self.param("query", init, (size, size)).astype(self.dtype)
         key_HxH = self.param("key", init, (size, size)).astype(self.dtype)
         bias_1xH = self.param("bias", nn.initializers.zeros, (size,)).astype(self.dtype)[None]
@@ -85,13 +86,13 @@ class DistributionAttention(nn.Module):
             # W_q h_t + W_k h_t is one product with the sum of both matrices. Rows and buckets are one axis BN in it,
             # so that the gradients of the kernels are plain GEMMs without a transposed copy.
             hidden_BNxH = jnp.tanh(f_BxNxH.reshape(-1, size) @ (query_HxH + key_HxH) + bias_1xH)
-            logits_BNxN = nn.Dense(num_buckets, dtype=self.dtype, name="score")(hidden_BNxH)
+            logits_BNxN = blocks.Dense(num_buckets, dtype=self.dtype, name="score")(hidden_BNxH)
             logits_BxNxN = logits_BNxN.reshape(-1, num_buckets, num_buckets)
         else:
             query_BxNx1xH = (f_BxNxH @ query_HxH)[:, :, None]
             key_Bx1xNxH = (f_BxNxH @ key_HxH)[:, None]
             hidden_BxNxNxH = jnp.tanh(query_BxNx1xH + key_Bx1xNxH + bias_1xH[None, None])
-            logits_BxNxN = nn.Dense(1, dtype=self.dtype, name="score")(hidden_BxNxNxH)[..., 0]
+            logits_BxNxN = blocks.Dense(1, dtype=self.dtype, name="score")(hidden_BxNxNxH)[..., 0]
         return jax.nn.log_softmax(logits_BxNxN.astype(jnp.float32), axis=-1)
 
 
@@ -120,7 +121,7 @@ class MeanHead(nn.Module):
         log_theta_BxN = jax.nn.logsumexp(log_a_BxNxN, axis=1) - jnp.log(self.num_buckets)
         # Eq. 6: the mean over t of A_t H is theta^T H, one weighted sum instead of N.
         embedding_BxH = jnp.einsum("bn,bnh->bh", jnp.exp(log_theta_BxN).astype(dtype), f_BxNxH)
-        value_Bx1 = nn.Dense(1, dtype=dtype, name="value")(embedding_BxH)
+        value_Bx1 = blocks.Dense(1, dtype=dtype, name="value")(embedding_BxH)
         outputs = {
             "value": value_Bx1[:, 0].astype(jnp.float32),
             "gate": gate_BxNxM,

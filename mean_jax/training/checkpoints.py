@@ -33,6 +33,7 @@ from mean_jax.log import LOGGER
 KIND = "mean-jax checkpoint"
 VERSION = 1
 _KEPT_CHECKPOINTS = 2
+_MIN_SLICE_BYTES = 2**24
 _MAX_LISTED = 20  # leaves that do not fit, in one error line
 _POLICIES = ocp.training.preservation_policies
 _NOTHING = -1  # in place of a step
@@ -82,6 +83,9 @@ class CheckpointWriter:
         _barrier(f"{self._name}_tidy")
         context = ocp.Context()
         context.multiprocessing.barrier_sync_key_prefix = self._name
+        # Many small arrays: cutting each among the devices that all have it takes longer than writing them.
+        context.array.saving.min_slice_bytes_for_replica_parallel = _MIN_SLICE_BYTES
+        context.array.saving.enable_write_sharding_file = False  # nothing reads it: `load` names every sharding
         self._checkpointer = ocp.training.Checkpointer(
             self._folder.absolute(), context=context, preservation_policy=_POLICIES.LatestN(_KEPT_CHECKPOINTS)
         )

@@ -48,10 +48,7 @@ _METRIC_SIGNS = {"gini": 1.0, "percentile_mape": -1.0, "loss": -1.0}
 
 def first_state(program: Program, shardings: Any) -> TrainState:
     """Returns the state before the first step, laid out as `shardings` say."""
-    # It has more shapes to draw than the train step has, and runs once: on a CPU it compiles longer than that unless
-    # the compiler tries less hard, with the same numbers.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(program.init_state, out_shardings=shardings, compiler_options=options)()
+    return jax.jit(program.init_state, out_shardings=shardings)()
 
 
 class Trainer:

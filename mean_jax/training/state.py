@@ -13,6 +13,7 @@ import optax
 from mean_jax.config import SweepConfig
 from mean_jax.labels import LabelConstants
 from mean_jax.models.base import Model
+from mean_jax.models.initial import init_variables
 from mean_jax.types import Array, RowLayout
 
 
@@ -91,7 +92,8 @@ def make_init(
     def init_replicas(key: Array, horizons_K: Array, scalars: dict[str, Array]) -> Replica:
         labels = jax.tree.map(lambda leaf: jnp.asarray(leaf)[horizons_K], constants)
         init_key = jax.random.fold_in(key, 0)
-        variables = model.init(init_key, batch.numeric, batch.categorical, batch.mask, labels, train=False)
+        inputs = (batch.numeric, batch.categorical, batch.mask, labels)
+        variables = init_variables(model, init_key, *inputs, train=False)
         start = Variables(variables["params"], variables.get("batch_stats", {}), labels)
         return Replica(
             key=key,
