@@ -4,6 +4,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" "[dev]"
 ruff check .
 ruff format --check .
-mypy
-mypy launch/*.py
+mypy mean_jax launch/*.py
 python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"
