@@ -25,7 +25,7 @@ source .venv/bin/activate
 if [ ! -f "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
   pip_install="python -m pip install --quiet --disable-pip-version-check"
   # uv takes a tenth of pip's time, but does not read pip's settings, such as those of a company's own index.
-  if ! { $pip_install uv && uv pip install --quiet --editable ".$extras"; }; then
+  if ! { $pip_install uv && uv pip install --quiet --compile-bytecode --editable ".$extras"; }; then
     echo "uv could not install ${PWD##*/}$extras; trying pip" >&2
     $pip_install --editable ".$extras"
   fi

@@ -34,6 +34,12 @@ def test_the_pytorch_peer_has_the_losses_of_the_train_step():
     assert trainer.dispatch(trainer.place(words_SxBxW)) < first  # and learns
 
 
+def test_made_up_categories_have_tables():
+    program = made_up.make_program(2, 1, (), [3, 6])
+    encoder = program.abstract_state.replicas.variables.params["encoder"]
+    assert [leaf.shape[1] for leaf in jax.tree.leaves(encoder)] == [5, 8]  # unknown and missing have rows too
+
+
 def test_kernels_are_the_finished_events_on_the_streams_of_a_gpu():
     def name(what, pid, text, **more):
         return {"ph": "M", "name": what, "pid": pid, "args": {"name": text}, **more}

@@ -12,20 +12,23 @@ from mean_jax.run import Program
 from mean_jax.types import RowLayout
 
 
-def make_program(num_features: int, num_horizons: int, overrides: Sequence[str] = ()) -> Program:
-    """Returns the program for numeric features, of which half take the signed log.
+def make_program(
+    num_features: int, num_horizons: int, overrides: Sequence[str] = (), num_categories: Sequence[int] = ()
+) -> Program:
+    """Returns the program for numeric features, of which half take the signed log, and categorical ones.
 
     Args:
       num_features: F.
       num_horizons: T, a replica each.
       overrides: `section.field=value` of the configuration.
+      num_categories: values of each categorical feature.
     """
     schema = Schema(
         id_name="id",
         id_type="int64",
         labels=tuple(f"cltv_{index}" for index in range(num_horizons)),
         numeric=tuple(f"x_{index}" for index in range(num_features)),
-        categorical=(),
+        categorical=tuple(f"c_{index}" for index in range(len(num_categories))),
         split=(1.0, 0.0, 0.0),
         split_seed=0,
         split_column=None,
@@ -36,8 +39,8 @@ def make_program(num_features: int, num_horizons: int, overrides: Sequence[str] 
         std=np.ones(num_features, np.float32),
         missing_rate=np.zeros(num_features, np.float32),
         knots=np.zeros((num_features, len(KNOT_LEVELS)), np.float32),
-        vocabularies=(),
-        category_counts=(),
+        vocabularies=tuple(tuple(map(str, range(count))) for count in num_categories),
+        category_counts=tuple((0, *[1] * (1 + count)) for count in num_categories),
         positive_quantiles=np.tile(np.exp(5.0 * LABEL_LEVELS), (num_horizons, 1)),
         positive_rate=np.full(num_horizons, 0.3),
         label_mean=np.full(num_horizons, 10.0),
