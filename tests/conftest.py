@@ -94,6 +94,14 @@ def train_tiny(store: Path, workdir: Path, *overrides: str) -> bool:
     return train(lambda opened: Program(config, opened.schema, opened.transform), store, workdir)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_heap(request):
+    """Forgets what the long files compiled: with it every collection of garbage takes seconds in the files after."""
+    yield
+    if request.path.stem in _FIRST:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def table() -> pa.Table:
     return make_table()
