@@ -14,6 +14,23 @@ find_python() {
   exit 2
 }
 
+# uv takes a fraction of pip's time. It is told pip's settings, which it does not read by itself; where it fails, pip
+# goes on.
+install_all() {
+  local options=(--python .venv/bin/python --index-strategy unsafe-best-match --compile-bytecode) name values value
+  while read -r name values; do
+    for value in $values; do options+=("--$name" "$value"); done
+  done < <(python -m pip config list | sed -nE "s/^[^=]*\.(index-url|extra-index-url|find-links|constraint)='(.*)'$/\1 \2/p")
+  if ! python -m pip config list | grep -q '[.]no-index='; then
+    if python -m pip install --quiet --disable-pip-version-check uv &&
+      UV_SYSTEM_PYTHON=0 python -m uv pip install --quiet "${options[@]}" --editable "$1"; then
+      return
+    fi
+    echo "uv could not install $1; pip tries next" >&2
+  fi
+  python -m pip install --quiet --disable-pip-version-check --editable "$1"
+}
+
 extras=${1:-}
 stamp=".venv/.installed${extras//[^a-z]/-}"
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # absent, or left half made
@@ -23,11 +40,6 @@ fi
 # shellcheck disable=SC1091
 source .venv/bin/activate
 if [ ! -f "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
-  pip_install="python -m pip install --quiet --disable-pip-version-check"
-  # uv takes a tenth of pip's time, but does not read pip's settings, such as those of a company's own index.
-  if ! { $pip_install uv && uv pip install --quiet --compile-bytecode --editable ".$extras"; }; then
-    echo "uv could not install ${PWD##*/}$extras; trying pip" >&2
-    $pip_install --editable ".$extras"
-  fi
+  install_all ".$extras"
   touch "$stamp"
 fi

@@ -26,11 +26,12 @@ def assert_drawn_alike(variables, expected):
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("mean", 0)] + [(name, initial._MAX_JOINT_NUMBERS) for name in CONFIGS if name != "mean_tuned"],
+    [("mean", 0), ("mean", 100)] + [(name, initial._MAX_DRAWN_TOGETHER) for name in CONFIGS if name != "mean_tuned"],
 )
 def test_every_model_begins_as_flax_begins_it(name, limit, store, monkeypatch):
-    """Whether a parameter is large, and drawn by itself, or not."""
-    monkeypatch.setattr(initial, "_MAX_JOINT_NUMBERS", limit)
+    """Whether all parameters are large, and drawn alone, or some or none, and in any number of blocks."""
+    monkeypatch.setattr(initial, "_MAX_DRAWN_TOGETHER", limit)
+    monkeypatch.setattr(initial, "_BLOCK_NUMBERS", 70)
     program = Program(small_config(name), store.schema, store.transform)
     layout = program.schema.layout
     batch = layout.unpack(jnp.zeros((2, layout.num_words)), jnp.ones(2, bool))
@@ -54,21 +55,82 @@ def test_a_module_of_blocks_and_of_foreign_initialisers():
     assert len({np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(expected)}) == 7
 
 
-def test_a_key_that_is_folded_twice_draws_numbers_of_its_own():
-    drawn = {}
-
+def test_keys_that_are_split_and_folded_draw_numbers_of_their_own():
     class Folding(nn.Module):
         @nn.compact
         def __call__(self, x):
+            def folded(key, number):
+                return jax.random.normal(jax.random.fold_in(key, number), (1000,))
+
             for number in (0, 1, 2):
-                init = lambda key, n=number: jax.random.normal(jax.random.fold_in(key, n), (1000,))  # noqa: E731
-                drawn[number] = self.param(f"fold_{number}", init)
+                self.param(f"fold_{number}", folded, number)
+                self.param(f"split_{number}", lambda key, n: folded(jax.random.split(key)[0], n), number)
+            self.param("split", lambda key: jax.random.normal(jax.random.split(key)[0], (1000,)))
             return self.param("plain", lambda key: jax.random.normal(key, (1000,)))
 
-    leaves = jax.tree.leaves(init_variables(Folding(), KEY, X))
-    correlation = np.corrcoef(np.stack(leaves)) - np.eye(4)
-    assert np.abs(correlation).max() < 0.15
+    expected, found = Folding().init(KEY, X)["params"], init_variables(Folding(), KEY, X)["params"]
+    for name in ("plain", "split", "split_0", "split_1", "split_2"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    leaves = jax.tree.leaves(found)
+    assert np.abs(np.corrcoef(np.stack(leaves)) - np.eye(len(leaves))).max() < 0.15
     assert all(abs(np.std(leaf) - 1) < 0.1 for leaf in leaves)
+
+    def one(key, init_fn):
+        class Same(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return self.param("x", init_fn)
+
+        return init_variables(Same(), key, X)["params"]["x"]
+
+    def bits(key):
+        return jax.random.bits(key, (4,))
+
+    split = one(KEY, lambda key: bits(jax.random.split(key)[0]))
+    assert not np.array_equal(split, one(KEY, lambda key: bits(jax.random.fold_in(jax.random.split(key)[0], 0))))
+
+
+class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, x_BxF):
+        dense = Dense(3)
+        return dense(x_BxF) @ dense.variables["params"]["kernel"]
+
+
+class Scaled(nn.Module):
+    @nn.compact
+    def __call__(self, x_BxF):
+        return x_BxF @ self.param("kernel", lambda key, shape: 2.0 * Normal(0)(key, shape), (3, 3))
+
+
+@pytest.mark.parametrize("module", [Tied(), Scaled(), nn.WeightNorm(Dense(4)), Dense(4, param_dtype=jnp.bfloat16)])
+def test_a_module_that_needs_the_values_is_drawn_by_flax(module):
+    if isinstance(module, nn.WeightNorm):
+
+        class Module(nn.Module):
+            @nn.compact
+            def __call__(self, x_BxF):
+                return nn.WeightNorm(Dense(4))(x_BxF)
+
+        module = Module()
+    assert_drawn_alike(init_variables(module, KEY, X), module.init(KEY, X))
+
+
+@pytest.mark.parametrize("kind", ["rbg", "typed"])
+def test_other_kinds_of_keys_are_left_to_flax(kind):
+    key = jax.random.key_data(jax.random.key(7, impl="rbg")) if kind == "rbg" else jax.random.key(7)
+    with jax.default_prng_impl("rbg" if kind == "rbg" else "threefry2x32"):
+        assert_drawn_alike(init_variables(Dense(4), key, X), Dense(4).init(key, X))
+
+
+def test_a_mistake_in_a_module_is_raised():
+    class Wrong(nn.Module):
+        @nn.compact
+        def __call__(self, x_BxF):
+            return Dense(4)(x_BxF) + jnp.ones((3, 3))
+
+    with pytest.raises(TypeError, match="add got incompatible shapes"):
+        init_variables(Wrong(), KEY, X)
 
 
 def test_lifted_modules_are_drawn_by_flax():

@@ -84,8 +84,8 @@ def test_meshes(store, words_SxBxW):
 
 def test_a_mesh_whose_devices_divide_each_table(store, words_SxBxW, monkeypatch):
     """Tables are neither drawn nor read together with others."""
-    for module in (encoder_lib, initial):
-        monkeypatch.setattr(module, "_MAX_JOINT_NUMBERS", 0)
+    monkeypatch.setattr(encoder_lib, "_MAX_JOINT_NUMBERS", 0)
+    monkeypatch.setattr(initial, "_MAX_DRAWN_TOGETHER", 0)
     program = Program(tiny_config(), store.schema, store.transform)
     assert_same_training(program, words_SxBxW, [MeshConfig(model=2, min_table_rows=2)], rtol=1e-3, atol=1e-5)
 
