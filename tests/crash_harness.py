@@ -208,7 +208,7 @@ def _moments(kind: str, sight: Sight, pace: Pace, generator: random.Random) -> I
     if kind == "random":
         yield after(generator.uniform(0, pace.training))
     elif kind == "saving":
-        count = min(before + SAVE_STEPS * generator.randint(1, 6), LAST_STEP)
+        count = min(before + SAVE_STEPS * generator.randint(1, 3), LAST_STEP)
         yield lambda: max(sight.saves(), default=0) >= count and max(sight.saves()) not in sight.sealed()
         yield after(generator.uniform(0, 0.02))
     else:

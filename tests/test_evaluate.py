@@ -91,6 +91,7 @@ def test_rows_in_many_blocks_are_those_in_one(run_path, store, monkeypatch):
     assert len(found[0].label_V) > 5 * 16
     for horizon, outcome in expected.items():
         np.testing.assert_array_equal(found[horizon].label_V, outcome.label_V)
+        # Between the knots of the calibration a prediction's rounding is multiplied.
         np.testing.assert_allclose(found[horizon].calibrated_SxV, outcome.calibrated_SxV, rtol=1e-3)
         np.testing.assert_allclose(means.attention(horizon), expected_means.attention(horizon), rtol=1e-4)
         np.testing.assert_allclose(means.gate(horizon), expected_means.gate(horizon), rtol=1e-4)

@@ -16,9 +16,7 @@ from jax.extend import random as jex_random
 import jax.numpy as jnp
 import numpy as np
 
-_MAX_DRAWN_TOGETHER = (
-    2**18
-)  # numbers of a parameter; a larger one may be a table that devices divide, and is drawn alone
+_MAX_DRAWN_TOGETHER = 2**18  # numbers of a parameter; a larger one, which devices may divide, is drawn alone
 _BLOCK_NUMBERS = 2**18  # drawn at a time
 _THREEFRY = jex_random.threefry_prng_impl
 _CUT = 2.0  # a truncated standard normal variable lies between -2 and 2
