@@ -48,7 +48,9 @@ _METRIC_SIGNS = {"gini": 1.0, "percentile_mape": -1.0, "loss": -1.0}
 
 def first_state(program: Program, shardings: Any) -> TrainState:
     """Returns the state before the first step, laid out as `shardings` say."""
-    return jax.jit(program.init_state, out_shardings=shardings)()
+    # A model whose parameters Flax draws one by one would compile for minutes at the usual level of a CPU.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(program.init_state, out_shardings=shardings, compiler_options=options)()
 
 
 class Trainer:
