@@ -32,6 +32,8 @@ def test_every_model_begins_as_flax_begins_it(name, limit, store, monkeypatch):
     """Whether all parameters are large, and drawn alone, or some or none, and in any number of blocks."""
     monkeypatch.setattr(initial, "_MAX_DRAWN_TOGETHER", limit)
     monkeypatch.setattr(initial, "_BLOCK_NUMBERS", 70)
+    draw, drawn = initial._draw, []
+    monkeypatch.setattr(initial, "_draw", lambda group: drawn.append(values := draw(group)) or values)
     program = Program(small_config(name), store.schema, store.transform)
     layout = program.schema.layout
     batch = layout.unpack(jnp.zeros((2, layout.num_words)), jnp.ones(2, bool))
@@ -40,6 +42,7 @@ def test_every_model_begins_as_flax_begins_it(name, limit, store, monkeypatch):
     expected = jax.jit(lambda key: program.model.init(key, *inputs, train=False))(KEY)
     variables = jax.jit(lambda key: init_variables(program.model, key, *inputs, train=False))(KEY)
     assert_drawn_alike(variables, expected)
+    assert len(drawn) == (limit > 0)  # and it was not Flax that drew them
 
 
 def test_a_module_of_blocks_and_of_foreign_initialisers():
