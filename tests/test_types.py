@@ -63,3 +63,45 @@ def test_what_float16_cannot_hold_becomes_its_largest_number():
     words_BxW = layout.pack(numeric_BxC, np.zeros((1, 0), np.int32), np.ones((1, 1), np.float32))
     expected = np.array([65504.0, -65504.0 * 16, 65504.0 * 2.0**-100], np.float32)
     np.testing.assert_array_equal(layout.widen(words_BxW)[0, :3], expected)
+
+
+def float16(numeric_BxC, exponent=0):
+    layout = RowLayout(1, 0, 0, "float16", (exponent,))
+    values_Bx1 = np.asarray(numeric_BxC, np.float32).reshape(-1, 1)
+    words_BxW = layout.pack(values_Bx1, np.zeros((len(values_Bx1), 0), np.int32), np.zeros((len(values_Bx1), 0)))
+    return words_BxW.view(np.float16)[:, 0]
+
+
+def test_every_float16_number_stays_itself():
+    numbers = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = numbers[np.isfinite(numbers)]
+    np.testing.assert_array_equal(float16(finite).view(np.uint16), finite.view(np.uint16))
+
+
+@pytest.mark.parametrize("exponent", [-130, -20, 0, 1, 40, 116])
+def test_rounding_is_to_the_nearest_and_to_even(exponent):
+    numbers = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)  # from 0 to 65504
+    middles = ((numbers[1:] + numbers[:-1]) / 2).astype(np.float32)
+    drawn = np.exp(np.random.default_rng(0).uniform(-8, 11, 100_000)).astype(np.float32)
+    beside = [np.nextafter(middles, np.float32(towards)) for towards in (0, 1e9)]
+    values = np.concatenate([middles, *beside, drawn])
+    values = values[(values >= 2.0**-14) | np.isin(values, middles)]  # normal numbers, and ties of all
+    with np.errstate(under="ignore"):
+        stored = np.ldexp(values, exponent)
+        is_kept = np.ldexp(stored, -exponent) == values  # float32 has subnormal numbers too
+    assert is_kept.sum() > 90_000
+    for sign in (1, -1):
+        expected = (sign * values[is_kept]).astype(np.float16)
+        packed = float16(sign * stored[is_kept], exponent)
+        np.testing.assert_array_equal(packed.view(np.uint16), expected.view(np.uint16))
+
+
+def test_below_the_smallest_normal_number_rounding_is_within_half_a_step():
+    values = np.exp(np.random.default_rng(0).uniform(-18, -9.8, 100_000)).astype(np.float32)
+    step = 2.0**-24
+    np.testing.assert_allclose(float16(values).astype(np.float64), values, rtol=0, atol=step / 2 * (1 + 2.0**-12))
+
+
+def test_every_nan_stays_missing():
+    bits = np.array([0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00001], np.uint32)
+    assert np.isnan(float16(bits.view(np.float32))).all()
