@@ -187,8 +187,8 @@ def test_durations(seconds, text):
 
 @pytest.fixture
 def horizons():
-    def choose(text: str) -> None:
-        scale._FLAGS(["scale", "--output=x", f"--horizons={text}"])
+    def choose(text: str, *others: str) -> None:
+        scale._FLAGS(["scale", "--output=x", f"--horizons={text}", *others])
 
     yield choose
     scale._FLAGS.unparse_flags()
@@ -249,6 +249,25 @@ def test_finished_stages_are_skipped(horizons, tmp_path, monkeypatch):
     assert ran[6:] == ["generate", "prepare", "train", "evaluate", "score"]
     assert [measured["9"]["prepare"]["row_bytes"] for measured in results["rounds"]] == [10, 10]
     assert not (tmp_path / "9-rows").exists()
+
+
+def test_the_evaluation_of_median_time_counts(horizons, tmp_path, monkeypatch):
+    horizons("cltv_30", "--evaluations=3")
+    seconds = iter([5.0, 2.0, 3.0])
+
+    def measure(command: list[str], log: Path) -> "process_meter.Usage":
+        name = log.stem.partition("-")[2]
+        written = scale.commands(tmp_path / "9-rows", 9)[name][1]
+        assert not written.exists()
+        written.mkdir()
+        return process_meter.Usage(next(seconds) if name == "evaluate" else 1.0, *range(7))
+
+    monkeypatch.setattr(scale, "measure", measure)
+    results = scale._open_results(tmp_path / "scale.json", {})
+    scale._measure_size(results, 0, tmp_path, 9)
+    assert {name: stage["seconds"] for name, stage in results["rounds"][0]["9"].items()} == {
+        "generate": 1.0, "prepare": 1.0, "train": 1.0, "evaluate": 3.0, "score": 1.0
+    }  # fmt: skip
 
 
 # The meter.
