@@ -1,5 +1,6 @@
 """The benchmark of reading: its stores, what it takes for cold and for a memory limit, its tables."""
 
+import gc
 import importlib
 from pathlib import Path
 import sys
@@ -14,6 +15,15 @@ sys.path.append(str(Path(__file__).parents[1] / "launch" / "benchmarks"))
 reading = importlib.import_module("reading")
 reading_disk = importlib.import_module("reading_disk")
 made_up = importlib.import_module("made_up")
+
+
+@pytest.fixture(autouse=True)
+def quick_drops(monkeypatch):
+    """Pages are dropped after a collection of garbage, here without what earlier tests left, and without a pause."""
+    monkeypatch.setattr(reading_disk, "_READING_SECONDS", 0.0)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
