@@ -57,10 +57,11 @@ class EncoderConstants(NamedTuple):
 
 
 def _float16_bits(numeric_BxC: np.ndarray, exponents: tuple[int, ...]) -> np.ndarray:
-    """Returns the bits of float32 values, divided by 2 ** exponent and limited to the range of float16, as float16.
+    """Returns float32 values divided by 2 ** exponent, limited to the range of float16, as its bits in uint32.
 
     Rounds to the nearest, ties to even, as NumPy's cast does at three times the cost. Below float16's smallest normal
-    number float32 has rounded once before, which decides one of some ten thousand values the other way.
+    number float32 has rounded once before: about one such value in 16,000 goes to the other neighbour. Needs subnormal
+    numbers, which the threads of XLA take for zero: not for its callbacks.
     """
     # Multiplied by 2 ** -112 the fields of a float32 are those of a float16 with 13 more digits, subnormal or not.
     shift_C = -112 - np.array(exponents, np.int32)
@@ -74,7 +75,7 @@ def _float16_bits(numeric_BxC: np.ndarray, exponents: tuple[int, ...]) -> np.nda
     sign_BxC = bits_BxC >> 16
     sign_BxC &= 0x8000
     bits_BxC &= 0x7FFFFFFF
-    np.minimum(bits_BxC, _FLOAT16_NAN << 13, out=bits_BxC)  # NaN alone stands above: its exponent has no place
+    np.minimum(bits_BxC, _FLOAT16_NAN << 13, out=bits_BxC)  # NaN alone is larger; its exponent has no place
     odd_BxC = bits_BxC >> 13
     odd_BxC &= 1
     bits_BxC += odd_BxC

@@ -216,6 +216,8 @@ def test_results_of_other_settings_are_refused(tmp_path):
     results["rounds"].append({"5": {"generate": {"seconds": 1.0}}})
     scale.write_json(path, scale.KIND, scale.VERSION, results)
     assert scale._open_results(path, {"features": 100}) == results
+    once = {"features": 100, "evaluations": 1}  # as it was before there was a flag
+    assert scale._open_results(path, once) == results | {"settings": once}
     with pytest.raises(UserError, match=r"--output: .* was measured with features 100, now it is 720; choose another"):
         scale._open_results(path, {"features": 720})
 
@@ -252,8 +254,8 @@ def test_finished_stages_are_skipped(horizons, tmp_path, monkeypatch):
 
 
 def test_the_evaluation_of_median_time_counts(horizons, tmp_path, monkeypatch):
-    horizons("cltv_30", "--evaluations=3")
-    seconds = iter([5.0, 2.0, 3.0])
+    horizons("cltv_30", "--evaluations=5")
+    seconds = iter([6.0, 3.0, 1.0, 2.0, 4.0])
 
     def measure(command: list[str], log: Path) -> "process_meter.Usage":
         name = log.stem.partition("-")[2]

@@ -12,6 +12,7 @@ second call with the same settings goes on after the last finished stage, or wit
 
 from collections.abc import Sequence
 import dataclasses
+import operator
 import os
 from pathlib import Path
 import platform
@@ -49,7 +50,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 1, "Rounds over all sizes.", lower_boun
 _EVALUATIONS = flags.DEFINE_integer(
     "evaluations",
     1,
-    "Times that each evaluation runs, which is short beside its fixed cost; the one of median time counts.",
+    "Times that each evaluation runs, most of which is fixed cost; the run of median time counts, the slower of two.",
     lower_bound=1,
     flag_values=_FLAGS,
 )
@@ -131,11 +132,12 @@ def _open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {"settings": settings, "rounds": []}
     results = read_json(path, KIND, VERSION)
-    differing = [name for name, value in settings.items() if results["settings"].get(name) != value]
+    measured = {"evaluations": 1} | results["settings"]  # files from before that flag
+    differing = [name for name, value in settings.items() if measured.get(name) != value]
     if differing:
         name = differing[0]
         raise UserError(
-            f"--output: {path} was measured with {name} {results['settings'].get(name)!r}, now it is "
+            f"--output: {path} was measured with {name} {measured.get(name)!r}, now it is "
             f"{settings[name]!r}; choose another folder"
         )
     return {"settings": settings, "rounds": results["rounds"]}
@@ -157,7 +159,7 @@ def _measure_size(results: dict[str, Any], number: int, output: Path, rows: int)
             shutil.rmtree(written, ignore_errors=True)  # what an interrupted call left
             LOGGER.info("round %d, %d rows: %s", number + 1, rows, stage)
             usages.append(measure(command, output / f"{rows}-{stage}.log"))
-        usage = sorted(usages, key=lambda usage: usage.seconds)[len(usages) // 2]
+        usage = sorted(usages, key=operator.attrgetter("seconds"))[len(usages) // 2]
         done[stage] = dataclasses.asdict(usage) | {"output_bytes": _bytes_in(written)}
         if stage == "prepare":
             done[stage]["row_bytes"] = _bytes_in(written, "*.bin") / rows
