@@ -26,6 +26,7 @@ from mean_jax.cli import experiment
 from mean_jax.config import load_config, parse_config
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import Store
+from mean_jax.evaluation import plots
 from mean_jax.models import MODEL_CONFIGS
 from mean_jax.run import Program
 from mean_jax.training.loop import train
@@ -100,6 +101,12 @@ def small_heap(request):
     yield
     if request.path.stem in _FIRST:
         jax.clear_caches()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Charts are made but not written as SVG, which is most of an evaluation's time here."""
+    monkeypatch.setattr(plots, "inline_svg", lambda figure, name, title: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,7 @@ def test_scaled_space_is_the_truncated_label(metrics, store, program):
     assert space["positive_rate"] == raw["positive_rate"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_labelled_table_gives_the_numbers_of_the_store(metrics, run_path, table_path, tmp_path):
     again = evaluate(str(run_path), str(table_path), "test", tmp_path / "evaluation", num_resamples=2)
     assert again["rows"] == metrics["rows"]
@@ -123,6 +124,7 @@ def test_a_labelled_table_gives_the_numbers_of_the_store(metrics, run_path, tabl
             assert found == pytest.approx(metrics["horizons"][horizon]["currency"][name]["value"], rel=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_rows_of_a_table(run_path, tmp_path):
     path = tmp_path / "new.parquet"
     pq.write_table(make_table(80, seed=5), path)

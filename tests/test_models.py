@@ -99,6 +99,7 @@ def test_a_batch_of_unknown_labels_has_no_loss_and_no_gradient_that_is_nan(progr
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.replicas.variables.params))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("mean", "mtl_mean")])
 def test_train_evaluate_score(name, store_path, table_path, table, tmp_path):
     """MEAN's own path is tested everywhere else."""

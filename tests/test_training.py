@@ -275,6 +275,7 @@ def test_config_json_is_the_whole_configuration(whole_run):
     assert content["model"]["tau"] == 2.0
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     "overrides",
     [
