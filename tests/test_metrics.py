@@ -246,12 +246,28 @@ class TestUndefined:
                 metric(np.array(label_V), np.array(prediction_V))
 
 
+def drawn(num_rows, resample, seed):
+    repeats = intervals.Repeats(num_rows)
+    repeats.draw(resample, seed)
+    return repeats
+
+
+def given(counts_V):
+    repeats = intervals.Repeats(len(counts_V))
+    repeats.counts_V[:] = counts_V
+    repeats.weights_V[:] = counts_V
+    repeats.rows_before[1:] = np.cumsum(counts_V)
+    repeats.num_rows = int(np.sum(counts_V))
+    return repeats
+
+
 class TestResample:
     @pytest.mark.parametrize("resample", range(5))
     def test_equals_the_materialised_resample(self, resample):
         split = RankedSplit(*make_split(613))
-        counts_V = intervals.resample_counts(613, resample, seed=0)
-        weighted = metrics._all_metrics(Resample(split, counts_V))
+        repeats = drawn(613, resample, seed=0)
+        counts_V = repeats.counts_V
+        weighted = metrics._all_metrics(Resample(split, repeats))
         repeated = metrics.point_metrics(np.repeat(split.label_V, counts_V), np.repeat(split.prediction_V, counts_V))
         assert weighted == pytest.approx(repeated, rel=1e-11, abs=1e-13)
 
@@ -270,7 +286,7 @@ class TestResample:
     def test_equals_the_materialised_resample_at_the_edges(self, label_V, counts_V):
         split = RankedSplit(np.array(label_V), np.array([0.5, 1.5, -1.0, 3.0, 2.0, 7.0])[: len(label_V)])
         counts_V = np.array(counts_V)
-        weighted = metrics._all_metrics(Resample(split, counts_V))
+        weighted = metrics._all_metrics(Resample(split, given(counts_V)))
         repeated = metrics.point_metrics(np.repeat(split.label_V, counts_V), np.repeat(split.prediction_V, counts_V))
         assert weighted == pytest.approx(repeated, rel=1e-12, nan_ok=True)
 
@@ -286,12 +302,13 @@ class TestResample:
             (weights * np.square(ranks[0])).sum() * (weights * np.square(ranks[1])).sum()
         )
         by_prediction = np.array(counts)[np.argsort([1.0, 3.0, 2.0])]
-        assert Resample(split, by_prediction).spearman() == pytest.approx(expected, rel=1e-9)
+        assert Resample(split, given(by_prediction)).spearman() == pytest.approx(expected, rel=1e-9)
 
     def test_equals_the_materialised_resample_under_ties(self):
         split = RankedSplit(*make_split(613, tied=True))
-        counts_V = intervals.resample_counts(613, 0, seed=1)
-        weighted = metrics._all_metrics(Resample(split, counts_V))
+        repeats = drawn(613, 0, seed=1)
+        counts_V = repeats.counts_V
+        weighted = metrics._all_metrics(Resample(split, repeats))
         label_V, prediction_V = np.repeat(split.label_V, counts_V), np.repeat(split.prediction_V, counts_V)
         repeated = metrics.point_metrics(label_V, prediction_V)
         for name in set(weighted) - {"percentile_mape", "percentile_mape_bins_skipped", "decile_mape"}:
@@ -307,11 +324,48 @@ class TestResample:
         label_V, prediction_V = make_split(1000)
         label_V[prediction_V < 0] = 0
         split = RankedSplit(label_V * 1e9 + (label_V > 0) / 3, prediction_V)
-        counts_V = intervals.resample_counts(1000, 0, seed=0)
+        repeats = drawn(1000, 0, seed=0)
+        counts_V = repeats.counts_V
         expected = sum(
             not part.any() for part in np.split(np.repeat(split.label_V, counts_V), bin_edges(1000, 100)[1:-1])
         )
-        assert Resample(split, counts_V).binned_mape(100).skipped == expected
+        assert Resample(split, repeats).binned_mape(100).skipped == expected
+
+
+class TestRepeats:
+    def test_one_block_is_drawn_plainly(self):
+        repeats = drawn(1000, 3, seed=7)
+        rows = np.random.default_rng((7, 3)).integers(1000, size=1000)
+        assert repeats.counts_V.tolist() == np.bincount(rows, minlength=1000).tolist()
+
+    def test_many_blocks_are_a_multinomial_draw(self):
+        num_rows, block = 150_000, 2**16  # two whole ones and a part
+        sums, sizes = [], np.array([block, block, num_rows - 2 * block])
+        repeats = intervals.Repeats(num_rows)
+        counts_of = np.zeros(6)
+        for resample in range(200):
+            repeats.draw(resample, seed=1)
+            assert repeats.counts_V.sum() == num_rows and repeats.counts_V.min() == 0
+            assert np.array_equal(repeats.weights_V, repeats.counts_V)
+            assert np.array_equal(repeats.rows_before, np.append(0, np.cumsum(repeats.counts_V)))
+            sums.append(np.add.reduceat(repeats.counts_V, [0, block, 2 * block]))
+            counts_of += np.bincount(np.minimum(repeats.counts_V, 5), minlength=6)
+        share = sizes / num_rows
+        covariance = num_rows * (np.diag(share) - np.outer(share, share))
+        assert np.cov(np.transpose(sums)) == pytest.approx(covariance, rel=0.35)
+        assert np.abs(np.mean(sums, axis=0) - sizes).max() < 4 * np.sqrt(covariance.max() / 200)
+        law = stats.binom(num_rows, 1 / num_rows).pmf(np.arange(5))
+        assert counts_of[:5] / counts_of.sum() == pytest.approx(law, rel=0.01)
+        # Every row is as likely as every other: the last draw's rows, in parts of a block.
+        of_parts = np.add.reduceat(repeats.counts_V, np.arange(0, num_rows, 10_000))
+        assert stats.chisquare(of_parts).pvalue > 1e-4
+
+    def test_a_failing_statistic_is_raised(self):
+        def fail(repeats):
+            raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            intervals.bootstrap(fail, 100, 50)
 
 
 class TestSummary:

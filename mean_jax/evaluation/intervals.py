@@ -6,6 +6,7 @@ no copy of the data. Draws depend on the seed, the number of rows and the number
 
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ COVERAGE = 0.95
 # resamples are made, never fewer than MIN_RESAMPLES, from which 2.5 % quantiles can still be read.
 MAX_DRAWS = 200_000_000
 MIN_RESAMPLES = 100
+_BLOCK_ROWS = 2**16  # numbered by 16 random bits
 _MAX_THREADS = 16  # each holds some seven numbers per row
 
 
@@ -27,14 +29,52 @@ def effective_resamples(num_rows: int, num_resamples: int) -> int:
     return min(num_resamples, max(MIN_RESAMPLES, MAX_DRAWS // num_rows))
 
 
-def resample_counts(num_rows: int, resample: int, seed: int) -> np.ndarray:
-    """Returns how often each row occurs in resample number `resample`, int64 (V,), summing to V."""
-    rng = np.random.default_rng((seed, resample))
-    return np.bincount(rng.integers(num_rows, size=num_rows), minlength=num_rows)
+def _any_16_bits(rng: np.random.Generator, num_draws: int) -> np.ndarray:
+    """Returns draws from 0 to 2^16 - 1, uint16 (num_draws,)."""
+    return rng.bit_generator.random_raw(-(-num_draws // 4)).view(np.uint16)[:num_draws]
+
+
+class Repeats:
+    """How often each of V rows occurs: once at first, then as in the last resample drawn.
+
+    Its arrays stay where they are, as fresh memory costs more than what is computed in it, and are worked on whole:
+    threads that call NumPy for many small parts wait for each other.
+
+    Attributes:
+      num_rows: V, also of every resample.
+      counts_V: as int64.
+      weights_V: the same as float64, for products.
+      rows_before: drawn rows before each row and, in the end, all of them; float64 (V + 1,), exact up to 2^53.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.counts_V = np.ones(num_rows, np.int64)
+        self.weights_V = np.ones(num_rows)
+        self.rows_before = np.arange(num_rows + 1, dtype=np.float64)
+        self._sums_V = np.empty(num_rows, np.int64)
+
+    def draw(self, resample: int, seed: int) -> None:
+        """Takes the counts of resample number `resample`.
+
+        How many rows fall into each block is drawn first: counting over all of a large split would miss the caches.
+        """
+        rng = np.random.default_rng((seed, resample))
+        starts = range(0, self.num_rows, _BLOCK_ROWS)
+        sizes = [min(_BLOCK_ROWS, self.num_rows - start) for start in starts]
+        draws = [self.num_rows]
+        if len(sizes) > 1:
+            draws = rng.multinomial(self.num_rows, np.divide(sizes, self.num_rows)).tolist()
+        for start, size, num_drawn in zip(starts, sizes, draws, strict=True):
+            rows = rng.integers(size, size=num_drawn) if size < _BLOCK_ROWS else _any_16_bits(rng, num_drawn)
+            self.counts_V[start : start + size] = np.bincount(rows, minlength=size)
+        self.weights_V[:] = self.counts_V
+        # Summed as integers: a sum of floating numbers has to wait for the one before.
+        self.rows_before[1:] = np.cumsum(self.counts_V, out=self._sums_V)
 
 
 def bootstrap(
-    statistics_fn: Callable[[np.ndarray], dict[Name, float]],
+    statistics_fn: Callable[[Repeats], dict[Name, float]],
     num_rows: int,
     num_resamples: int = 200,
     seed: int = 0,
@@ -43,16 +83,29 @@ def bootstrap(
     """Returns each statistic on every resample, float64 (resamples,).
 
     Args:
-      statistics_fn: maps counts (V,) to named statistics; NaN where one is undefined. Called by several threads.
+      statistics_fn: maps a resample to named statistics; NaN where one is undefined. Called by several threads.
       num_rows: V.
       num_resamples: asked for; `effective_resamples` of them are made.
       seed: of the draws.
       progress_fn: called with the rows of each resample once it is done, in the caller's thread.
     """
     resamples = range(effective_resamples(num_rows, num_resamples))
+    num_threads = min(_MAX_THREADS, available_processors())
+    idle: SimpleQueue[Repeats] = SimpleQueue()
+    for _ in range(num_threads):
+        idle.put(Repeats(num_rows))
+
+    def evaluate(resample: int) -> dict[Name, float]:
+        repeats = idle.get()
+        try:
+            repeats.draw(resample, seed)
+            return statistics_fn(repeats)
+        finally:
+            idle.put(repeats)
+
     replicates = []
-    with ThreadPoolExecutor(min(_MAX_THREADS, available_processors())) as pool:
-        for replicate in pool.map(lambda number: statistics_fn(resample_counts(num_rows, number, seed)), resamples):
+    with ThreadPoolExecutor(num_threads) as pool:
+        for replicate in pool.map(evaluate, resamples):
             replicates.append(replicate)
             progress_fn(num_rows)
     return {name: np.array([replicate[name] for replicate in replicates]) for name in replicates[0]}

@@ -213,11 +213,11 @@ def summarise_spaces(
         raise ValueError(f"rows per unit are {rows}; expected one number")
     num_rows = next(iter(rows.values()))
 
-    def statistics(counts_V: np.ndarray | None) -> dict[tuple[str, str], float]:
+    def statistics(repeats: intervals.Repeats | None) -> dict[tuple[str, str], float]:
         return {
             (space, name): value
             for space, split in splits.items()
-            for name, value in _all_metrics(Resample(split, counts_V)).items()
+            for name, value in _all_metrics(Resample(split, repeats)).items()
         }
 
     values = statistics(None)

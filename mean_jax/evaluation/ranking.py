@@ -21,6 +21,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mean_jax.evaluation.intervals import Repeats
+
 GiniCompat = Literal["google"] | None
 ZeroBins = Literal["skip", "inf", "merge"]
 BinWeight = Literal["uniform", "label"]
@@ -85,26 +87,30 @@ def _ratio(numerator: float, denominator: float) -> float:
 class _Room(threading.local):
     """Memory of a thread, kept as long as it lives: fresh pages cost more than what is computed in them."""
 
-    def __init__(self, dtype: type) -> None:
-        self._values: np.ndarray = np.empty(0, dtype)
+    def __init__(self) -> None:
+        self._values = np.empty(0)
 
     def __call__(self, size: int) -> np.ndarray:
-        """Returns an array of a size with anything in it, until the next call."""
+        """Returns float64 numbers of any value, until the next call."""
         if len(self._values) < size:
-            self._values = np.empty(size, self._values.dtype)
+            self._values = np.empty(size)
         return self._values[:size]
 
 
-_room, _integer_room = _Room(np.float64), _Room(np.int64)
+_room = _Room()
 
 
-def _products(a_V: np.ndarray, b_V: np.ndarray) -> np.ndarray:
-    return np.multiply(a_V, b_V, out=_room(len(a_V)), dtype=np.float64)
+def _products(first_V: np.ndarray, second_V: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Returns the products of the vectors' elements, until the next call."""
+    product_V = np.multiply(first_V, second_V, out=_room(len(first_V)))
+    for other_V in others:
+        product_V *= other_V
+    return product_V
 
 
-def _dot(a_V: np.ndarray, b_V: np.ndarray) -> float:
+def _dot(*factors: np.ndarray) -> float:
     """Returns the sum of products, in one order on every machine; BLAS would start threads within each resample's."""
-    return float(np.sum(_products(a_V, b_V)))
+    return float(np.add.reduce(_products(*factors)))
 
 
 class RankedSplit:
@@ -122,16 +128,15 @@ class RankedSplit:
         self.positive_P = np.flatnonzero(self.label_V)
         self.label_P = self.label_V[self.positive_P]
         self.label_value_G, self.label_group_P = np.unique(self.label_P, return_inverse=True)  # ascending
-        # Groups of equal predictions, numbered from 0: the last row of each, and the group of the positive rows.
-        is_last_V = np.append(self.prediction_V[1:] != self.prediction_V[:-1], True)
-        self.has_ties = not is_last_V.all()
-        self.last_row_U = np.flatnonzero(is_last_V)
-        self.prediction_group_P = np.searchsorted(self.last_row_U, self.positive_P)
-
-    @cached_property
-    def spend_V(self) -> np.ndarray:
-        """Predictions, those below 0 as 0."""
-        return np.maximum(self.prediction_V, 0)
+        # Groups of equal predictions: the first row and the one after the last, of the positive rows and of ties.
+        first_U = np.flatnonzero(np.append(True, self.prediction_V[1:] != self.prediction_V[:-1]))
+        after_U = np.append(first_U[1:], self.num_rows)
+        group_P = np.searchsorted(first_U, self.positive_P, side="right") - 1
+        self.group_first_P, self.group_after_P = first_U[group_P], after_U[group_P]
+        self.num_negative = int(np.searchsorted(self.prediction_V, 0))
+        is_tie_U = after_U - first_U > 1
+        self.tie_first_K, self.tie_after_K = first_U[is_tie_U], after_U[is_tie_U]
+        self.tied_row_J = np.flatnonzero(np.repeat(is_tie_U, after_U - first_U))
 
     @cached_property
     def absolute_error_V(self) -> np.ndarray:
@@ -145,42 +150,37 @@ class RankedSplit:
 
 
 class Resample:
-    """The metrics of a split whose row i occurs `counts_V[i]` times (once each by default)."""
+    """The metrics of a split whose rows are repeated (once each by default), as long as `repeats` stays as it is."""
 
-    def __init__(self, split: RankedSplit, counts_V: np.ndarray | None = None):
+    def __init__(self, split: RankedSplit, repeats: Repeats | None = None):
+        repeats = Repeats(split.num_rows) if repeats is None else repeats
         self.split = split
-        self.counts_V = np.ones(split.num_rows, np.int64) if counts_V is None else counts_V
-        self._sums_before: tuple[np.ndarray, np.ndarray] | None = None  # for both numbers of bins
-        self._end_V = np.cumsum(self.counts_V)
-        self.num_rows = int(self._end_V[-1])
+        self.num_rows = repeats.num_rows
+        self._repeats = repeats
+        self._weights_V = repeats.weights_V
+        self._rows_before = repeats.rows_before
         # Labels. No cached_property from here on: in Python 3.11 threads would wait for each other.
-        self._count_P = self.counts_V[split.positive_P]
+        self._count_P = self._weights_V[split.positive_P]
         self._num_positive = int(self._count_P.sum())
         self._weighted_label_P = self._count_P * split.label_P
-        self._label_sum = float(np.sum(self._weighted_label_P))
-        count_G = np.bincount(split.label_group_P, self._count_P, minlength=len(split.label_value_G))
-        self._label_count_G = count_G.astype(np.int64)
+        self._label_sum = _dot(self._weights_V, split.label_V)  # over all, as that of predictions: their ratio can be 1
+        self._label_count_G = np.bincount(split.label_group_P, self._count_P, minlength=len(split.label_value_G))
         end_G = self.num_rows - self._num_positive + np.cumsum(self._label_count_G)
-        self._label_rank_G = _centred_ranks(self._label_count_G, end_G, self.num_rows)
+        self._label_rank_G = 2 * end_G - self._label_count_G - self.num_rows
         self._label_rank_P = self._label_rank_G[split.label_group_P]
-        # Predictions: rows in each group of equal ones, and rows up to its end.
-        self._prediction_count_U, self._prediction_end_U = self.counts_V, self._end_V
-        if split.has_ties:
-            self._prediction_end_U = self._end_V[split.last_row_U]
-            self._prediction_count_U = np.diff(self._prediction_end_U, prepend=0)
-        group_P = split.prediction_group_P
-        self._prediction_rank_P = _centred_ranks(
-            self._prediction_count_U[group_P], self._prediction_end_U[group_P], self.num_rows
-        )
+        self._prediction_rank_P = self._rows_before[split.group_first_P] + self._rows_before[split.group_after_P]
+        self._prediction_rank_P -= self.num_rows
 
     def _prediction_variance(self) -> float:
-        """Returns the sum of the squared centred ranks of the predictions."""
-        count_U = self._prediction_count_U
-        if self.split.has_ties:
-            return _dot(count_U, np.square(_centred_ranks(count_U, self._prediction_end_U, self.num_rows)))
-        # (N^3 - sum of t^3) / 3 for groups of t of N rows: exact enough where all groups are small.
-        groups_of_size = np.bincount(count_U)
-        return (float(self.num_rows) ** 3 - _dot(groups_of_size, np.arange(len(groups_of_size), dtype=float) ** 3)) / 3
+        """Returns the sum of the squared centred ranks of the predictions: (N^3 - sum of t^3) / 3, groups of t rows."""
+        split, weights_V = self.split, self._weights_V
+        cubes_V = _products(weights_V, weights_V, weights_V)
+        cubes_V[split.tied_row_J] = 0
+        cubes = float(np.add.reduce(cubes_V))
+        size_K = self._rows_before[split.tie_after_K] - self._rows_before[split.tie_first_K]
+        cubes += _dot(size_K, size_K, size_K)
+        total = np.array([self.num_rows], np.float64)
+        return (_dot(total, total, total) - cubes) / 3  # rounded alike: exactly 0 if one group has all rows
 
     def gini_raw(self, compat: GiniCompat = None) -> float:
         """See `metrics.gini_raw`."""
@@ -219,24 +219,23 @@ class Resample:
         # The curves are spelled out from the first row on that reaches the share of customers who spend. Below, that of
         # the labels is 0, and the area under that of the predictions follows from the places of each row's repeats.
         num_below = self.num_rows - self._num_positive
-        first = int(np.searchsorted(self._end_V, num_below + 1))
-        count_L, spend_L = self.counts_V[:first], self.split.spend_V[:first]
-        num_points = int(self._end_V[first - 1]) if first else 0
-        spend_below = _dot(count_L, spend_L)
-        # c repeats of a row that end at place e of n count at c (2 n + 1 - 2 e + c) / 2 places, theirs and higher ones.
-        twice_points_L = np.multiply(self._end_V[:first], -2, out=_integer_room(first))
-        twice_points_L += count_L
-        twice_points_L += 2 * num_points + 1
-        twice_points_L *= count_L
-        area_below = _dot(twice_points_L, spend_L) / 2
-        curve = np.repeat(self.split.spend_V[first:], self.counts_V[first:])
+        first = int(np.searchsorted(self._rows_before[1:], num_below + 1))
+        num_points = self._rows_before[first]
+        # Each of c repeats counts at its own place and all higher ones: c (n - rows before) - c (c - 1) / 2 in all.
+        rows = slice(min(self.split.num_negative, first), first)  # negative predictions count as 0
+        weights_L, prediction_L = self._weights_V[rows], self.split.prediction_V[rows]
+        spend_below = _dot(weights_L, prediction_L)
+        area_below = (num_points + 0.5) * spend_below
+        area_below -= _dot(weights_L, prediction_L, self._rows_before[rows])
+        area_below -= _dot(weights_L, prediction_L, weights_L) / 2
+        curve = np.repeat(np.maximum(self.split.prediction_V[first:], 0), self._repeats.counts_V[first:])
         np.cumsum(curve, out=curve)
         curve += spend_below
         if self._label_sum == 0 or curve[-1] == 0:
             return float("nan")
         total = float(curve[-1])
         curve /= total
-        label_curve = np.cumsum(np.repeat(self.split.label_value_G, self._label_count_G))
+        label_curve = np.cumsum(np.repeat(self.split.label_value_G, self._label_count_G.astype(np.int64)))
         curve[len(curve) - len(label_curve) :] -= label_curve / label_curve[-1]
         # Both curves are 0 at 0 and 1 at 1, so the trapezoid rule is the plain mean over the other grid points. The
         # shares of the lowest x mirror those of the top x; the area between the curves is the same.
@@ -245,17 +244,17 @@ class Resample:
     def binned_mape(self, n_bins: int, zero: ZeroBins = "skip", weight: BinWeight = "uniform") -> BinnedError:
         """See `metrics.binned_mape`."""
         edge = bin_edges(self.num_rows, n_bins)
-        if self._sums_before is None:  # labels before each positive row and at their end, predictions before each row
-            weighted_V = _products(self.counts_V, self.split.prediction_V)
-            self._sums_before = _cumulative_sums(self._weighted_label_P), _cumulative_sums(weighted_V)
-        label, prediction = self._sums_before
-        # The position whose repeats hold rank `edge`; on a boundary between rows the partial term is exactly 0, so a
-        # bin without spend has a label sum of exactly 0.
-        position = np.minimum(np.searchsorted(self._end_V, edge, side="right"), self.split.num_rows - 1)
-        partial = edge - (self._end_V[position] - self.counts_V[position])
-        label_before = label[np.searchsorted(self.split.positive_P, position)]
-        label_sum = np.diff(label_before + partial * self.split.label_V[position])
-        prediction_sum = np.diff(prediction[position] + partial * self.split.prediction_V[position])
+        # The position whose repeats hold rank `edge`, and how many of them lie below it: 0 on a boundary between rows,
+        # so the label sum of a bin without spend has only zeros in it and is exactly 0.
+        position = np.minimum(np.searchsorted(self._rows_before[1:], edge, side="right"), self.split.num_rows - 1)
+        partial = edge - self._rows_before[position]
+
+        def bin_sums(value_V: np.ndarray) -> np.ndarray:
+            sums = np.add.reduceat(_products(self._weights_V, value_V), position)[:-1]
+            between = np.where(np.diff(position) > 0, sums, 0)
+            return between + np.diff(partial * value_V[position])
+
+        label_sum, prediction_sum = bin_sums(self.split.label_V), bin_sums(self.split.prediction_V)
         if zero == "merge":
             label_sum, prediction_sum = _merge_zero_bins(label_sum, prediction_sum)
         error = np.abs(prediction_sum - label_sum)
@@ -270,31 +269,19 @@ class Resample:
 
     def mae(self) -> float:
         """See `metrics.mae`."""
-        return _dot(self.counts_V, self.split.absolute_error_V) / self.num_rows
+        return _dot(self._weights_V, self.split.absolute_error_V) / self.num_rows
 
     def rmse(self) -> float:
         """See `metrics.rmse`."""
-        return float(np.sqrt(_dot(self.counts_V, self.split.squared_error_V) / self.num_rows))
+        return float(np.sqrt(_dot(self._weights_V, self.split.squared_error_V) / self.num_rows))
 
     def bias(self) -> float:
         """See `metrics.bias`."""
-        return _ratio(_dot(self.counts_V, self.split.prediction_V), _dot(self.counts_V, self.split.label_V))
+        return _ratio(_dot(self._weights_V, self.split.prediction_V), self._label_sum)
 
     def positive_rate(self) -> float:
         """See `metrics.positive_rate`."""
         return self._num_positive / self.num_rows
-
-
-def _centred_ranks(count_G: np.ndarray, end_G: np.ndarray, num_rows: int) -> np.ndarray:
-    """Returns rows below minus rows above, for ascending groups that end after so many of `num_rows` rows."""
-    return 2 * end_G - count_G - num_rows
-
-
-def _cumulative_sums(values: np.ndarray) -> np.ndarray:
-    """Returns the sums of the values before each place, the one after the last included."""
-    sums = np.zeros(len(values) + 1)
-    np.cumsum(values, out=sums[1:])
-    return sums
 
 
 def _merge_zero_bins(label_sum: np.ndarray, prediction_sum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

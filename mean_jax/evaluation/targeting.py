@@ -61,8 +61,9 @@ def compare_lift(
     order_V = rank_order(score_V)[::-1]
     outcome_V = np.asarray(outcome_V, np.float64)[order_V]
 
-    def statistics(counts_V: np.ndarray) -> dict[str, float]:
-        return {"targeted": _mean(top_weights(counts_V, share), outcome_V), "random": _mean(counts_V, outcome_V)}
+    def statistics(repeats: intervals.Repeats) -> dict[str, float]:
+        top_V = top_weights(repeats.weights_V, share)
+        return {"targeted": _mean(top_V, outcome_V), "random": _mean(repeats.weights_V, outcome_V)}
 
     return _compare(statistics, len(order_V), num_resamples, seed)
 
@@ -92,17 +93,17 @@ def compare_incremental(
     outcome_V = np.asarray(outcome_V, np.float64)[order_V]
     is_treated_V = np.asarray(is_treated_V, bool)[order_V]
 
-    def statistics(counts_V: np.ndarray) -> dict[str, float]:
-        targeted = _effect(top_weights(counts_V, share), outcome_V, is_treated_V)
-        return {"targeted": targeted, "random": _effect(counts_V, outcome_V, is_treated_V)}
+    def statistics(repeats: intervals.Repeats) -> dict[str, float]:
+        targeted = _effect(top_weights(repeats.weights_V, share), outcome_V, is_treated_V)
+        return {"targeted": targeted, "random": _effect(repeats.weights_V, outcome_V, is_treated_V)}
 
     return _compare(statistics, len(order_V), num_resamples, seed)
 
 
 def _compare(
-    statistics_fn: Callable[[np.ndarray], dict[str, float]], num_rows: int, num_resamples: int, seed: int
+    statistics_fn: Callable[[intervals.Repeats], dict[str, float]], num_rows: int, num_resamples: int, seed: int
 ) -> Comparison:
-    value = statistics_fn(np.ones(num_rows, np.int64))
+    value = statistics_fn(intervals.Repeats(num_rows))
     replicates = intervals.bootstrap(statistics_fn, num_rows, num_resamples, seed)
     difference = value["targeted"] - value["random"]
     low, high = intervals.percentile_interval(difference, replicates["targeted"] - replicates["random"])
