@@ -55,6 +55,11 @@ def test_incremental_is_treated_minus_untreated_among_the_top():
     assert result.targeted > 0.5 > result.random
 
 
+def test_the_increment_of_targeting_everybody_is_that_of_all_in_every_resample():
+    result = compare_incremental(OUTCOME, RNG.random(V) < 0.6, SCORE, 1.0)
+    assert result.low == pytest.approx(0, abs=1e-12) and result.high == pytest.approx(0, abs=1e-12)
+
+
 def test_nobody_treated_is_undefined_not_an_error():
     result = compare_incremental(OUTCOME, np.zeros(V, bool), SCORE, 0.1, num_resamples=10)
     assert np.isnan(result.targeted) and np.isnan(result.low)

@@ -16,7 +16,7 @@ from mean_jax.threads import available_processors
 Name = TypeVar("Name", bound=Hashable)
 
 COVERAGE = 0.95
-# Drawing costs 10 to 20 ns per row and resample, evaluating 20 to 50 in each unit; beyond this many draws fewer
+# Drawing costs about 10 ns per row and resample, evaluating 20 to 50 in each unit; beyond this many draws fewer
 # resamples are made, never fewer than MIN_RESAMPLES, from which 2.5 % quantiles can still be read.
 MAX_DRAWS = 200_000_000
 MIN_RESAMPLES = 100
@@ -41,7 +41,7 @@ class Repeats:
     threads that call NumPy for many small parts wait for each other.
 
     Attributes:
-      num_rows: V, also of every resample.
+      num_rows: V.
       counts_V: as int64.
       weights_V: the same as float64, for products.
       rows_before: drawn rows before each row and, in the end, all of them; float64 (V + 1,), exact up to 2^53.
@@ -90,7 +90,7 @@ def bootstrap(
       progress_fn: called with the rows of each resample once it is done, in the caller's thread.
     """
     resamples = range(effective_resamples(num_rows, num_resamples))
-    num_threads = min(_MAX_THREADS, available_processors())
+    num_threads = max(1, min(_MAX_THREADS, available_processors(), len(resamples)))
     idle: SimpleQueue[Repeats] = SimpleQueue()
     for _ in range(num_threads):
         idle.put(Repeats(num_rows))

@@ -1,7 +1,7 @@
 """A split sorted once by prediction, and every metric of any resample of it in linear time.
 
 A bootstrap resample is a count per row. Sorting does not depend on the counts, so `RankedSplit` does it once and
-`Resample` evaluates the definitions of BASELINES.md section 7 on the rows repeated `counts_V` times without ever
+`Resample` evaluates the definitions of BASELINES.md section 7 on the rows repeated as `Repeats` says without ever
 repeating them (only the upper part of the mutual Gini's curves is spelled out).
 
 All ranking metrics rest on one quantity, the centred rank of a row: rows below it minus rows above it, an integer
@@ -11,8 +11,8 @@ that is exactly 0 for every row when all values tie. With average ranks r it is 
   AUC (ties count 1/2)                                = (1 + sum_{positive} d / (P Q)) / 2,
   Spearman (average ranks)                            = the correlation of d(y) and d(prediction).
 
-Dimensions: V rows, P rows with a label > 0, G distinct labels among those, U groups of equal predictions,
-L rows of lowest prediction, as many as fit into the share of those without spend.
+Dimensions: V rows, P rows with a label > 0, G distinct labels among those, U groups of equal predictions, K of them of
+more than one row, J rows in those, L rows of lowest prediction, as many as fit into the share of those without spend.
 """
 
 from functools import cached_property
@@ -155,7 +155,7 @@ class Resample:
     def __init__(self, split: RankedSplit, repeats: Repeats | None = None):
         repeats = Repeats(split.num_rows) if repeats is None else repeats
         self.split = split
-        self.num_rows = repeats.num_rows
+        self.num_rows = int(repeats.rows_before[-1])
         self._repeats = repeats
         self._weights_V = repeats.weights_V
         self._rows_before = repeats.rows_before
@@ -220,9 +220,9 @@ class Resample:
         # the labels is 0, and the area under that of the predictions follows from the places of each row's repeats.
         num_below = self.num_rows - self._num_positive
         first = int(np.searchsorted(self._rows_before[1:], num_below + 1))
-        num_points = self._rows_before[first]
+        num_points = float(self._rows_before[first])
         # Each of c repeats counts at its own place and all higher ones: c (n - rows before) - c (c - 1) / 2 in all.
-        rows = slice(min(self.split.num_negative, first), first)  # negative predictions count as 0
+        rows = slice(self.split.num_negative, first)  # negative predictions count as 0
         weights_L, prediction_L = self._weights_V[rows], self.split.prediction_V[rows]
         spend_below = _dot(weights_L, prediction_L)
         area_below = (num_points + 0.5) * spend_below

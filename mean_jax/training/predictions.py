@@ -16,7 +16,7 @@ from mean_jax.threads import map_ahead
 from mean_jax.training.state import Variables
 from mean_jax.training.step import PredictFn
 
-PREDICT_BATCH_SIZE = 2048  # of 4096 rows the activations of one layer alone leave the caches of a small machine
+PREDICT_BATCH_SIZE = 2048  # the activations of a layer stay in the caches of a small machine
 MAX_LEVEL_ROWS = 1 << 20  # training rows behind the level of a calibration
 
 
