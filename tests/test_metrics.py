@@ -335,46 +335,6 @@ class TestResample:
         assert Resample(split, repeats).binned_mape(100).skipped == expected
 
 
-class TestRepeats:
-    def test_one_block_is_drawn_plainly(self):
-        repeats = drawn(1000, 3, seed=7)
-        rows = np.random.default_rng((7, 3)).integers(1000, size=1000)
-        assert repeats.counts_V.tolist() == np.bincount(rows, minlength=1000).tolist()
-
-    def test_many_blocks_are_a_multinomial_draw(self):
-        num_rows, block = 150_000, 2**16  # two whole ones and a part
-        sums, sizes = [], np.array([block, block, num_rows - 2 * block])
-        repeats = intervals.Repeats(num_rows)
-        counts_of = np.zeros(6)
-        for resample in range(200):
-            repeats.draw(resample, seed=1)
-            assert repeats.counts_V.sum() == num_rows and repeats.counts_V.min() == 0
-            assert np.array_equal(repeats.weights_V, repeats.counts_V)
-            assert np.array_equal(repeats.rows_before, np.append(0, np.cumsum(repeats.counts_V)))
-            sums.append(np.add.reduceat(repeats.counts_V, [0, block, 2 * block]))
-            counts_of += np.bincount(np.minimum(repeats.counts_V, 5), minlength=6)
-        first, second = repeats.counts_V[:block], repeats.counts_V[block : 2 * block]
-        assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(block)  # no bits serve twice
-        part = repeats.counts_V[2 * block :]
-        assert abs(np.corrcoef(first[: len(part)], part)[0, 1]) < 5 / np.sqrt(len(part))
-        share = sizes / num_rows
-        covariance = num_rows * (np.diag(share) - np.outer(share, share))
-        assert np.cov(np.transpose(sums)) == pytest.approx(covariance, rel=0.35)
-        assert np.abs(np.mean(sums, axis=0) - sizes).max() < 4 * np.sqrt(covariance.max() / 200)
-        law = stats.binom(num_rows, 1 / num_rows).pmf(np.arange(5))
-        assert counts_of[:5] / counts_of.sum() == pytest.approx(law, rel=0.01)
-        # Every row is as likely as every other: the last draw's rows, in parts of a block.
-        of_parts = np.add.reduceat(repeats.counts_V, np.arange(0, num_rows, 10_000))
-        assert stats.chisquare(of_parts).pvalue > 1e-4
-
-    def test_a_failing_statistic_is_raised(self):
-        def fail(repeats):
-            raise ValueError("no")
-
-        with pytest.raises(ValueError, match="no"):
-            intervals.bootstrap(fail, 100, 50)
-
-
 class TestSummary:
     def test_shape_and_determinism(self):
         label_V, prediction_V = make_split(400)
@@ -422,19 +382,11 @@ class TestSummary:
             found.append(metrics.summarise(label_V, prediction_V, num_resamples=40))
         assert found[0] == found[1]
 
-    def test_large_splits_get_fewer_resamples(self):
-        assert intervals.effective_resamples(1_000_000, 200) == 200
-        assert intervals.effective_resamples(1_600_000, 200) == 125
-        assert intervals.effective_resamples(10**9, 200) == intervals.MIN_RESAMPLES
-        assert intervals.effective_resamples(10**9, 20) == 20
-
     def test_resamples_that_leave_the_metric_undefined(self):
         label_V = np.zeros(50)
         label_V[3] = 9.0  # about a third of the resamples miss the only buyer
         summary = metrics.summarise(label_V, np.arange(50.0), num_resamples=60)
         assert summary["auc"]["low"] is not None
-        replicates = np.array([math.nan, math.nan, 1.0])
-        assert all(map(math.isnan, intervals.percentile_interval(1.0, replicates)))
 
     @pytest.mark.parametrize("name", ["gini", "auc", "bias", "decile_mape"])
     def test_intervals_cover_the_expected_value(self, name, coverage_sample):

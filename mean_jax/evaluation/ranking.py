@@ -156,8 +156,7 @@ class Resample:
         repeats = Repeats(split.num_rows) if repeats is None else repeats
         self.split = split
         self.num_rows = int(repeats.rows_before[-1])
-        self._repeats = repeats
-        self._weights_V = repeats.weights_V
+        self._counts_V, self._weights_V = repeats.counts_V, repeats.weights_V
         self._rows_before = repeats.rows_before
         # Labels. No cached_property from here on: in Python 3.11 threads would wait for each other.
         self._count_P = self._weights_V[split.positive_P]
@@ -228,7 +227,7 @@ class Resample:
         area_below = (num_points + 0.5) * spend_below
         area_below -= _dot(weights_L, prediction_L, self._rows_before[rows])
         area_below -= _dot(weights_L, prediction_L, weights_L) / 2
-        curve = np.repeat(np.maximum(self.split.prediction_V[first:], 0), self._repeats.counts_V[first:])
+        curve = np.repeat(np.maximum(self.split.prediction_V[first:], 0), self._counts_V[first:])
         np.cumsum(curve, out=curve)
         curve += spend_below
         if self._label_sum == 0 or curve[-1] == 0:
