@@ -49,6 +49,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file's name to the system's errors, which writes do not carry."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(error.filename or path)) from error
+
+
 def remove_temporaries(folder: Path, prefix: str = "") -> None:
     """Removes what killed atomic writers of files named `prefix...` left in a folder; for its sole owner to call."""
     for path in Path(folder).iterdir():

@@ -240,7 +240,7 @@ def test_no_space_left(refused, table, monkeypatch, writer):
         raise OSError(errno.ENOSPC, "No space left on device", "train-00000.bin")
 
     monkeypatch.setattr(f"mean_jax.data.{writer}", fail)
-    refused(table, r"no space left on the disk while writing train-00000\.bin; free some or choose another output")
+    refused(table, r"no space left on the disk while writing train-00000\.bin; free some or choose another folder")
 
 
 def test_a_disk_that_refuses_at_the_end_names_the_shard(refused, table, monkeypatch):
@@ -248,7 +248,7 @@ def test_a_disk_that_refuses_at_the_end_names_the_shard(refused, table, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("mean_jax.data.passes.sync", fail)
-    refused(table, r"no space left on the disk while writing .*train-00000\.bin; free some or choose another output")
+    refused(table, r"no space left on the disk while writing .*train-00000\.bin; free some or choose another folder")
 
 
 def test_a_shard_that_does_not_fit_says_so(tmp_path):
@@ -299,7 +299,7 @@ def test_help_explains_every_flag(monkeypatch, capsys):
     assert stopped.value.code == 0
     assert text.startswith("mean-jax-prepare: customer table -> training store.")
     flags = ("input", "output", "id_column", "label_columns", "exclude", "split", "split_column", "min_category_count")
-    flags += ("max_categories", "numeric_type", "num_workers", "[no]append")
+    flags += ("max_categories", "numeric_type", "num_workers", "scratch", "[no]append")
     for flag in flags:
         assert f"--{flag}: " in text
     assert "(default: '0.7,0.1,0.2')" in text

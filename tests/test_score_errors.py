@@ -249,7 +249,7 @@ def test_no_space_left(few, refused, monkeypatch):
         raise OSError(28, "No space left on device", "scores.parquet")
 
     monkeypatch.setattr("mean_jax.scoring.score.pq.ParquetWriter.write_batch", fail)
-    refused(r"no space left on the disk while writing scores\.parquet; free some or choose another output", few)
+    refused(r"no space left on the disk while writing scores\.parquet; free some or choose another folder", few)
 
 
 def test_a_folder_in_the_place_of_the_output_file(few, run_path, tmp_path, call):

@@ -1,16 +1,17 @@
 """Rows per second and memory of mean-jax-prepare, beside what PyArrow alone needs to decode the same Parquet files.
 
-Command:  python launch/benchmarks/prepare.py [--rows=500000,2000000] [--features=720] [--num_workers=2]
+Command:  python launch/benchmarks/prepare.py [--rows=500000,2000000] [--num_workers=2] [--scratch=/dev/shm]
 
 The decoder reads the same files with as many processes into one row-major float32 array per unit of work (codes for
 categories), and keeps nothing: the floor of any preparation. A second one shuffles these arrays as a table beyond
 memory must be: it writes them, reads them again, writes them in random order with a checksum and waits until they are
 on the disk. It checks, fits and encodes nothing and shuffles within units only, so it is the floor of any preparation
-that shuffles. prepare reads every column once, in its pass `read`, and goes over the rows a second time, as they were
-spilled, in `sort`, beside which it fits the transform; `check` reads ids, labels and categories only. Each command is a
-process of its own and begins with a disk that has nothing left to write, processes start anew, and rounds are
-interleaved; the median is printed with the smallest and the largest. Memory is the sum over processes of the largest
-resident set of each. Disk: about 7 kB per row of 720 features in --folder.
+that shuffles. prepare reads every feature once, in its pass `read`, and goes over the rows a second time, as they were
+spilled, in `sort`, beside which it fits the transform; `check` reads ids and labels only. With --scratch it runs once
+more in each round, with that folder for what it spills. Each command is a process of its own and begins with a disk
+that has nothing left to write, processes start anew, and rounds are interleaved; the median is printed with the
+smallest and the largest. Memory is the sum over processes of the largest resident set of each; what stands in a folder
+in memory is not part of it. Disk: about 7 kB per row of 720 features in --folder, 3 kB in --scratch.
 """
 
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds.", lower_bound=1, flag_value
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", None, "Processes of both; by default all.", flag_values=_FLAGS)
 _NUMERIC_TYPE = flags.DEFINE_string("numeric_type", "float32", "As of mean-jax-prepare.", flag_values=_FLAGS)
 _FOLDER = flags.DEFINE_string("folder", None, "Where the data goes; a temporary folder if none.", flag_values=_FLAGS)
+_SCRATCH = flags.DEFINE_string("scratch", None, "As of mean-jax-prepare; none: not measured.", flag_values=_FLAGS)
 _DECODE = flags.DEFINE_string("decode", None, "Only decode this table: how the parent runs it.", flag_values=_FLAGS)
 _SHUFFLE_IN = flags.DEFINE_string("shuffle_in", None, "Folder to shuffle --decode's rows in.", flag_values=_FLAGS)
 _POLL_SECONDS = 0.05
@@ -174,21 +176,24 @@ def _measure_size(num_rows: int, folder: Path, num_workers: int) -> float:
     own = [sys.executable, __file__, f"--num_workers={num_workers}", f"--decode={table}"]
     ours = [sys.executable, "-m", "mean_jax.cli.prepare", f"--num_workers={num_workers}", f"--input={table}"]
     ours += [f"--output={store}", f"--numeric_type={_NUMERIC_TYPE.value}"]
-    decoded, shuffled, prepared, passes, peaks = [], [], [], [], []
+    decoded, shuffled, prepared, scratched, passes, peaks = [], [], [], [], [], []
     for _ in range(_ROUNDS.value):
         decoded.append(_measure(own)[:2])
         with tempfile.TemporaryDirectory(dir=folder) as shuffle_in:
             shuffled.append(_measure([*own, f"--shuffle_in={shuffle_in}"])[0])
-        shutil.rmtree(store, ignore_errors=True)
         *seconds, peak, log = _measure(ours)
+        shutil.rmtree(store)
         prepared.append(seconds)
         passes.append(_pass_seconds(log))
         peaks.append(peak)
-    shutil.rmtree(store)
+        if _SCRATCH.value:
+            scratched.append(_measure([*ours, f"--scratch={_SCRATCH.value}"])[0])
+            shutil.rmtree(store)
     (decode, decode_cpu), (whole, whole_cpu) = np.array(decoded).T, np.array(prepared).T
     shuffle = np.array(shuffled)
     lines = [("PyArrow alone", decode), ("PyArrow, arrays shuffled on disk", shuffle), ("prepare", whole)]
     lines += [(f"its pass {name}", seconds) for name, seconds in zip(_PASSES, np.array(passes).T, strict=True)]
+    lines += [(f"prepare --scratch={_SCRATCH.value}", np.array(scratched))] if scratched else []
     for name, values in lines:
         ratios = f"{_spread(decode / values, 2)} | {_spread(shuffle / values, 2)}"
         print(f"| {num_rows:,} | {name} | {_spread(num_rows / values)} | {ratios} |")

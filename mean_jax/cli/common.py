@@ -89,7 +89,7 @@ def _parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> None:
 def _os_error_line(error: OSError) -> str:
     where = error.filename or "the output"
     if error.errno == errno.ENOSPC or "No space left" in str(error):
-        return f"no space left on the disk while writing {where}; free some or choose another output folder"
+        return f"no space left on the disk while writing {where}; free some or choose another folder"
     return f"{where}: {os.strerror(error.errno) if error.errno else error}"
 
 

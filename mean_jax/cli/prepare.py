@@ -83,6 +83,13 @@ _NUM_WORKERS = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=_FLAGS,
 )
+_SCRATCH = flags.DEFINE_string(
+    "scratch",
+    None,
+    "Folder for the rows while they are shuffled, as large as the store would be in float32; by default within the "
+    "output. Another disk is faster, as is memory that can hold them (/dev/shm).",
+    flag_values=_FLAGS,
+)
 _APPEND = flags.DEFINE_boolean(
     "append",
     False,
@@ -97,17 +104,18 @@ _FIXED = (
 )
 
 
-def _append(num_workers: int) -> None:
+def _append(num_workers: int, scratch: Path | None) -> None:
     for name in _FIXED:
         if _FLAGS[name].present:
             raise UserError(f"--{name}: an append takes it from the store; leave it out or make a new store")
-    append(_INPUT.value, Path(_OUTPUT.value), num_workers)
+    append(_INPUT.value, Path(_OUTPUT.value), num_workers, scratch)
 
 
 def _main() -> None:
     num_workers = _NUM_WORKERS.value or available_processors()
+    scratch = None if _SCRATCH.value is None else Path(_SCRATCH.value)
     if _APPEND.value:
-        _append(num_workers)
+        _append(num_workers, scratch)
         return
     try:
         split = tuple(float(share) for share in _SPLIT.value)
@@ -124,6 +132,7 @@ def _main() -> None:
         max_categories=_MAX_CATEGORIES.value,
         numeric_type=_NUMERIC_TYPE.value,
         num_workers=num_workers,
+        scratch=scratch,
     )
     prepare(_INPUT.value, Path(_OUTPUT.value), options)
 

@@ -16,17 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mean_jax.data.hashing import hash_ids
-from mean_jax.data.ownership import SCRATCH_NAME, lock
+from mean_jax.data.ownership import lock, scratch_folder
 from mean_jax.data.passes import Passes, Plan
 from mean_jax.data.prepare import SHARD_BYTES, log_rows, manifest_splits
 from mean_jax.data.schema import check_id_type
-from mean_jax.data.spill import naming
 from mean_jax.data.stability import SAMPLE_ROWS, Reference, log_stability
 from mean_jax.data.store import ID_COLUMN, KIND, MANIFEST_NAME, SPLITS, VERSION, Shard, Store
 from mean_jax.data.tables import TableSource, missing_column, open_tables
 from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
-from mean_jax.fileio import remove_temporaries, sync, write_json
+from mean_jax.fileio import naming, remove_temporaries, sync, write_json
 from mean_jax.log import LOGGER
 
 _FOLDER_NAME = ".append"
@@ -95,7 +94,7 @@ def _open_input(input_path: str, store: Store) -> tuple[TableSource, pa.DataType
 
 def _write(passes: Passes, store: Store, folder: Path, scratch: Path) -> tuple[dict[str, list[Shard]], dict[str, Any]]:
     """Writes the new shards and returns them with the manifest's entry of this append."""
-    checked = passes.check(max_categories=0)
+    checked = passes.check()
     hashes = scratch / "store"
     _write_hashes(store, hashes)
     passes.check_ids([hashes], lambda suspects: _stored_places(store, suspects))
@@ -104,9 +103,9 @@ def _write(passes: Passes, store: Store, folder: Path, scratch: Path) -> tuple[d
         raise UserError("--input: no row has a known label; there is nothing to append")
     last = [max((int(shard.file[:-4].split("-")[1]) for shard in store.shards[split]), default=-1) for split in SPLITS]
     plan = Plan.of(checked.rows_per_split, 4 * store.layout.num_words, SHARD_BYTES, [number + 1 for number in last])
-    _, rows_per_shard = passes.spill(store.transform.vocabularies, plan, hash_bound=None)
+    spilled = passes.spill(plan)
     occupancy = (Reference.of(store.schema, store.transform), -(-num_rows // SAMPLE_ROWS))
-    shards, counts = passes.sort(plan, rows_per_shard, store.layout, folder, occupancy)
+    shards, counts = passes.sort(spilled, store.layout, store.transform.vocabularies, folder, occupancy)
     assert counts is not None
     indices = counts.indices()
     log_stability(indices, store.schema.labels, counts.num_rows)
@@ -119,13 +118,14 @@ def _write(passes: Passes, store: Store, folder: Path, scratch: Path) -> tuple[d
     return shards, entry
 
 
-def append(input_path: str, output: Path, num_workers: int = 1) -> None:
+def append(input_path: str, output: Path, num_workers: int = 1, scratch: Path | None = None) -> None:
     """Adds the rows of a customer table to a store.
 
     Args:
       input_path: Parquet or CSV file, folder or glob, with the store's columns; others are ignored.
       output: the store.
       num_workers: processes, see `PrepareOptions`.
+      scratch: see `PrepareOptions`.
 
     Raises:
       UserError: not a whole store, another command works on it, a column or row is not usable, or an id is in the store
@@ -142,11 +142,10 @@ def append(input_path: str, output: Path, num_workers: int = 1) -> None:
         source, id_type = _open_input(input_path, store)
         folder = store.folder / _FOLDER_NAME
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        scratch = folder / SCRATCH_NAME
-        scratch.mkdir(parents=True)
+        spill = stack.enter_context(scratch_folder(folder, output, scratch))
         workers = stack.enter_context(Workers(num_workers))
-        passes = Passes(source, store.schema, id_type, scratch, workers)
-        new, entry = _write(passes, store, folder, scratch)
+        passes = Passes(source, store.schema, id_type, spill, workers)
+        new, entry = _write(passes, store, folder, spill)
         for shards in new.values():
             for shard in shards:
                 for name in (shard.file, shard.ids_file):

@@ -29,6 +29,11 @@ class LabelledRows(NamedTuple):
         """[B] bool; a row without any known label is left out of a store."""
         return ~np.isnan(self.labels).all(axis=1)
 
+    @property
+    def is_train(self) -> np.ndarray:
+        """[B] bool; rows with a label that are trained on."""
+        return self.has_label & (self.split == SPLITS.index("train"))
+
 
 def known_labels(batch: pa.RecordBatch, names: Sequence[str], rows: Rows) -> np.ndarray:
     """Returns labels_BxT float64 in currency, NaN where the label is null (horizon not fully observed).

@@ -10,7 +10,9 @@ import fcntl
 import os
 from pathlib import Path
 import shutil
+import tempfile
 
+from mean_jax.errors import UserError
 from mean_jax.log import LOGGER
 
 SCRATCH_NAME = "scratch"  # made once the folder is locked: one without it may be about to be
@@ -57,3 +59,31 @@ def remove_abandoned(output: Path) -> None:
         if is_temporary and folder.is_dir() and _is_abandoned(folder):
             LOGGER.info("%s: removed, a run that was killed had left it", folder)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path, output: Path, elsewhere: Path | None) -> Iterator[Path]:
+    """Yields an empty folder for what is needed until the output is whole, and removes it in the end.
+
+    Args:
+      folder: that this process has locked and writes the output in; the scratch folder stands in it by default.
+      output: what it is to become; tells whose folders a killed process has left elsewhere.
+      elsewhere: the folder that is to hold the scratch folder instead.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    with contextlib.ExitStack() as stack:
+        home = folder
+        if elsewhere is not None:
+            name = Path(os.path.abspath(output)).name
+            if not elsewhere.is_dir():
+                raise UserError(f"--scratch: {elsewhere} is no folder; make it or choose another")
+            remove_abandoned(elsewhere / name)
+            home = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=elsewhere))
+            stack.callback(shutil.rmtree, home, ignore_errors=True)
+            stack.enter_context(lock(home))
+        for parent in {folder, home}:
+            stack.callback(shutil.rmtree, parent / SCRATCH_NAME, ignore_errors=True)
+            (parent / SCRATCH_NAME).mkdir(parents=True)
+        yield home / SCRATCH_NAME

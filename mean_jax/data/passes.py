@@ -1,8 +1,8 @@
 """The three passes by which a customer table becomes shards, shared by prepare and append.
 
-1. check: ids, labels, splits and categories, all that can be refused or counted without the numeric columns;
-2. spill: every column is read once, encoded, counted in the statistics and appended to the shard it belongs to;
-3. sort: each shard is put in the order of a hash of the ids.
+1. check: ids, labels and splits, all that can be refused or counted without the features;
+2. spill: every feature is read once, counted in the statistics and appended to the shard its row belongs to;
+3. sort: each shard is put in the order of a hash of the ids, and its categories get their codes.
 
 Each pass works on units or shards that do not depend on how many processes share them, and their results are merged in
 a fixed order: the store is the same, byte for byte, for any number of workers. Memory holds one batch or one shard per
@@ -14,104 +14,35 @@ import dataclasses
 import functools
 from pathlib import Path
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from mean_jax.data import hashing, statistics
+from mean_jax.data import hashing
 from mean_jax.data.categories import CategoryCounts
+from mean_jax.data.check import Checked, CheckUnit
 from mean_jax.data.ids import cast_ids, refuse_repeated, repeated_hashes
 from mean_jax.data.labelled import LabelledReader, LabelledRows
+from mean_jax.data.places import TextPlaces, write_codes
 from mean_jax.data.schema import Schema
-from mean_jax.data.spill import append_rows, naming, sort_shard, spill_schema, take_rows
+from mean_jax.data.spill import append_rows, first_position, sort_shard, spill_schema, take_rows
 from mean_jax.data.stability import Occupancy, Reference
-from mean_jax.data.statistics import LabelStatistics, NumericStatistics
+from mean_jax.data.statistics import NumericStatistics
 from mean_jax.data.store import SPLITS, Shard
 from mean_jax.data.tables import TableSource
-from mean_jax.data.transform import CategoryEncoder, category_indices, numeric_block
+from mean_jax.data.transform import numeric_block
 from mean_jax.data.units import Unit, split_units
 from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
-from mean_jax.fileio import sync
+from mean_jax.fileio import naming, sync
 from mean_jax.log import LOGGER
 from mean_jax.progress import Progress
 from mean_jax.types import RowLayout
 
 _ORDER_SALT = 1  # even salts are those of the split seeds
-_TRAIN, _VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
+_TRAIN = SPLITS.index("train")
 _NUM_WORST = 5  # columns that a warning names
-_POSITION_BITS = 40  # of the row within its unit; the unit's index stands above
-
-
-def _smallest(hashes: np.ndarray) -> np.ndarray:
-    capacity = statistics.FEATURE_SAMPLE_ROWS
-    return np.partition(hashes, capacity)[:capacity] if len(hashes) > capacity else hashes
-
-
-class Checked:
-    """What the first pass learns of the rows."""
-
-    def __init__(self, schema: Schema, max_categories: int) -> None:
-        num_labels = len(schema.labels)
-        self.num_rows = 0
-        self.rows_per_split = np.zeros(len(SPLITS), np.int64)  # with a known label
-        self.num_unlabelled = 0
-        self.known_in_validation, self.positive_in_validation = np.zeros((2, num_labels), np.int64)
-        self.labels = LabelStatistics(num_labels)
-        self.categories = [CategoryCounts(max_categories) for _ in schema.categorical]
-        self._smallest = np.zeros(0, np.uint64)  # hashes of the training rows that are to be sampled
-
-    def update(self, found: LabelledRows) -> np.ndarray:
-        """Adds rows and returns is_train_B."""
-        has_label_B = found.has_label
-        self.num_rows += len(has_label_B)
-        self.num_unlabelled += int((~has_label_B).sum())
-        self.rows_per_split += np.bincount(found.split[has_label_B], minlength=len(SPLITS))
-        validation_VxT = found.labels[found.split == _VALIDATION]
-        self.known_in_validation += (~np.isnan(validation_VxT)).sum(axis=0)
-        self.positive_in_validation += (validation_VxT > 0).sum(axis=0)
-        is_train_B = has_label_B & (found.split == _TRAIN)
-        self.labels.update(found.hashes[is_train_B], found.labels[is_train_B])
-        self._smallest = _smallest(np.concatenate([self._smallest, found.hashes[is_train_B]]))
-        return is_train_B
-
-    def merge(self, other: "Checked") -> None:
-        """Adds the rows of the next unit."""
-        self.num_rows += other.num_rows
-        self.rows_per_split += other.rows_per_split
-        self.num_unlabelled += other.num_unlabelled
-        self.known_in_validation += other.known_in_validation
-        self.positive_in_validation += other.positive_in_validation
-        self.labels.merge(other.labels)
-        for counts, more in zip(self.categories, other.categories, strict=True):
-            counts.merge(more)
-        self._smallest = _smallest(np.concatenate([self._smallest, other._smallest]))
-
-    @property
-    def hash_bound(self) -> int:
-        """The largest id hash among the training rows that are sampled."""
-        return int(self._smallest.max(initial=0))
-
-
-@dataclasses.dataclass(frozen=True)
-class _CheckUnit:
-    schema: Schema
-    scratch: Path
-    max_categories: int  # 0 where the vocabularies are known already
-
-    def __call__(self, unit: Unit) -> Checked:
-        checked = Checked(self.schema, self.max_categories)
-        names = self.schema.categorical if self.max_categories else ()
-        path = self.scratch / f"{unit.index:08d}.hashes"
-        with naming(path), open(path, "wb") as file:
-            for found in LabelledReader(unit, self.schema).read(names):
-                is_train_B = checked.update(found)
-                for name, counts in zip(names, checked.categories, strict=False):
-                    texts, indices_B = category_indices(found.rows.batch.column(name), name)
-                    per_text = np.bincount(1 + indices_B[is_train_B], minlength=1 + len(texts))
-                    counts.update(texts, per_text[1:], int(per_text[0]))
-                file.write(found.hashes.data)
-        return checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +67,44 @@ class Plan:
         return cls(tuple(max(1, -(-int(rows) * row_bytes // shard_bytes)) for rows in rows_per_split), tuple(first))
 
 
+@dataclasses.dataclass
+class Spilled:
+    """What the second pass learns of the rows, and where it left them."""
+
+    plan: Plan
+    rows_per_shard: np.ndarray
+    numeric: NumericStatistics  # these and the counts are empty where no statistics were wanted
+    categories: list[CategoryCounts]
+
+    def merge(self, other: "Spilled") -> None:
+        """Adds the rows of the next unit."""
+        self.rows_per_shard += other.rows_per_shard
+        self.numeric.merge(other.numeric)
+        for counts, more in zip(self.categories, other.categories, strict=True):
+            counts.merge(more)
+
+
+class Wanted(NamedTuple):
+    """The statistics that the second pass is to collect."""
+
+    hash_bound: int  # of the rows that are sampled
+    max_categories: int
+
+
 @dataclasses.dataclass(frozen=True)
 class _SpillUnit:
     schema: Schema
     scratch: Path
-    vocabularies: tuple[tuple[str, ...], ...]
     plan: Plan
     spilled: pa.Schema
-    hash_bound: int | None  # None: no statistics are wanted
+    wanted: Wanted | None
+
+    def nothing(self) -> Spilled:
+        """Returns what no rows come to."""
+        hash_bound, max_categories = self.wanted or (0, 0)
+        categories = [CategoryCounts(max_categories) for _ in self.schema.categorical if self.wanted]
+        numeric = NumericStatistics(len(self.schema.numeric), hash_bound)
+        return Spilled(self.plan, np.zeros(sum(self.plan.num_shards), np.int64), numeric, categories)
 
     @functools.cached_property
     def _buffers(self) -> list[np.ndarray]:
@@ -156,28 +117,25 @@ class _SpillUnit:
             self._buffers[:] = np.empty((2, num_rows, self.schema.layout.num_words), np.float32)
         return self._buffers[0][:num_rows], self._buffers[1][:num_rows]
 
-    def __call__(self, unit: Unit) -> tuple[NumericStatistics | None, np.ndarray]:
-        """Returns the unit's statistics and its rows per shard."""
+    def __call__(self, unit: Unit) -> Spilled:
         schema = self.schema
-        num_numeric = len(schema.numeric)
-        numeric = None if self.hash_bound is None else NumericStatistics(num_numeric, self.hash_bound)
-        encode = CategoryEncoder(schema.categorical, self.vocabularies)
+        done = self.nothing()
+        places = TextPlaces(self.scratch, unit.index, schema.categorical, done.categories)
         names = [name for _, name in self.plan.names]
-        rows_per_shard = np.zeros(len(names), np.int64)
-        row = unit.index << _POSITION_BITS
+        row = first_position(unit.index)
         for found in LabelledReader(unit, schema).read((*schema.numeric, *schema.categorical)):
             num_rows = len(found.hashes)
             words_BxW, room_BxW = self._room(num_rows)
-            self._encode(found, encode, words_BxW)
+            self._encode(found, places, words_BxW)
             hashes_B, shard_B = self._shards(found)
             # Rows without a label go last and are left out; those of training, whose shards are the first, lead.
             order_B = np.argsort(shard_B, kind="stable")
             counts = np.bincount(shard_B, minlength=len(names) + 1)[:-1]
             order_B = order_B[: counts.sum()]
             sorted_BxW = take_rows(words_BxW, order_B, room_BxW)
-            if numeric is not None:
+            if self.wanted is not None:
                 num_train = int(counts[: self.plan.num_shards[_TRAIN]].sum())
-                numeric.update(found.hashes[order_B[:num_train]], sorted_BxW[:num_train, :num_numeric])
+                done.numeric.update(found.hashes[order_B[:num_train]], sorted_BxW[:num_train, : len(schema.numeric)])
             ids = found.rows.batch.column(schema.id_name)
             ids = cast_ids(ids, self.spilled.field("id").type, schema.id_name, found.rows.place).take(pa.array(order_B))
             positions_B = (row + order_B).astype(np.uint64)
@@ -186,15 +144,15 @@ class _SpillUnit:
                 part = slice(ends[shard] - counts[shard], ends[shard])
                 columns = hashes_B[order_B[part]], positions_B[part], ids[part], sorted_BxW[part]
                 append_rows(self.scratch, names[shard], self.spilled, *columns)
-            rows_per_shard += counts
+            done.rows_per_shard += counts
             row += num_rows
-        return numeric, rows_per_shard
+        return done
 
-    def _encode(self, found: LabelledRows, encode: CategoryEncoder, words_BxW: np.ndarray) -> None:
+    def _encode(self, found: LabelledRows, places: TextPlaces, words_BxW: np.ndarray) -> None:
         layout, batch = self.schema.layout, found.rows.batch
         labels_start = layout.num_words - layout.num_labels
         numeric_block(batch, self.schema.numeric, found.rows.place, words_BxW[:, : layout.num_numeric])
-        words_BxW[:, layout.num_numeric : labels_start] = encode(batch).view(np.float32)
+        words_BxW[:, layout.num_numeric : labels_start] = places(batch, found.is_train).view(np.float32)
         words_BxW[:, labels_start:] = found.labels
 
     def _shards(self, found: LabelledRows) -> tuple[np.ndarray, np.ndarray]:
@@ -249,15 +207,15 @@ class Passes:
         counts = [unit.num_rows for unit in self._units if unit.num_rows is not None]
         self._num_rows = sum(counts) if len(counts) == len(self._units) else None
 
-    def check(self, max_categories: int) -> Checked:
-        """Returns what is known without the numeric columns; 0 categories: the vocabularies are known already.
+    def check(self) -> Checked:
+        """Returns what is known without the features.
 
         Raises:
           UserError: no rows, a null or repeated id, a label that is no amount, a split that is none.
         """
-        total = Checked(self._schema, max_categories)
+        total = Checked(len(self._schema.labels))
         with Progress("check", self._num_rows) as progress:
-            for part in self._workers.map(_CheckUnit(self._schema, self._scratch, max_categories), self._units):
+            for part in self._workers.map(CheckUnit(self._schema, self._scratch), self._units):
                 progress.update(part.num_rows)
                 total.merge(part)
         self.seconds["check"] = progress.seconds
@@ -281,32 +239,32 @@ class Passes:
             elsewhere = places(suspects) if places else None
             refuse_repeated(self._source, self._schema.id_name, "--input", suspects, elsewhere)
 
-    def spill(
-        self, vocabularies: tuple[tuple[str, ...], ...], plan: Plan, hash_bound: int | None
-    ) -> tuple[NumericStatistics, np.ndarray]:
-        """Spills all rows; returns the statistics, empty without a hash_bound, and the rows per shard."""
-        function = _SpillUnit(self._schema, self._scratch, vocabularies, plan, self._spilled, hash_bound)
-        numeric = NumericStatistics(len(self._schema.numeric), hash_bound or 0)
-        rows_per_shard = np.zeros(sum(plan.num_shards), np.int64)
+    def spill(self, plan: Plan, wanted: Wanted | None = None) -> Spilled:
+        """Spills all rows to the shards of a plan and collects what statistics are wanted.
+
+        Raises:
+          UserError: a value of a feature that cannot be read as its kind.
+        """
+        function = _SpillUnit(self._schema, self._scratch, plan, self._spilled, wanted)
+        total = function.nothing()
         with Progress("read", self._num_rows) as progress:
-            for part, counts in self._workers.map(function, self._units):
-                rows_per_shard += counts
-                progress.update(int(counts.sum()))
-                if part is not None:
-                    numeric.merge(part)
+            for part in self._workers.map(function, self._units):
+                total.merge(part)
+                progress.update(int(part.rows_per_shard.sum()))
         self.seconds["read"] = progress.seconds
-        return numeric, rows_per_shard
+        return total
 
     def sort(
         self,
-        plan: Plan,
-        rows_per_shard: np.ndarray,
+        spilled: Spilled,
         layout: RowLayout,
+        vocabularies: Sequence[Sequence[str]],
         output: Path,
         occupancy: tuple[Reference, int] | None = None,
     ) -> tuple[dict[str, list[Shard]], Occupancy | None]:
         """Writes the shards that have rows to the disk; returns them by split, and the counts if they are asked for."""
-        counts = zip(plan.names, rows_per_shard.tolist(), strict=True)
+        rows_per_shard = spilled.rows_per_shard
+        counts = zip(spilled.plan.names, rows_per_shard.tolist(), strict=True)
         tasks = [(split, name, rows) for (split, name), rows in counts if rows]
         most_rows = int(rows_per_shard.max(initial=0))
         function = _SortShard(self._scratch, self._spilled, layout, output, occupancy, most_rows)
@@ -314,6 +272,9 @@ class Passes:
         counted: list[Occupancy] = []
         clipped_C = np.zeros(layout.num_numeric, np.int64)
         with Progress("sort", int(rows_per_shard.sum())) as progress:
+            value_sets = [pa.array(values, pa.string()) for values in vocabularies]
+            for unit in self._units:
+                write_codes(self._scratch, unit.index, value_sets)
             sorted_shards = self._workers.map(function, [(name, rows) for _, name, rows in tasks])
             for (split, _, rows), (shard, clipped, occupied) in zip(tasks, sorted_shards, strict=True):
                 for name in (shard.file, shard.ids_file):  # meanwhile other processes sort the next ones

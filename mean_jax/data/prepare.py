@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 from pathlib import Path
-import shutil
 from typing import Any
 
 import pyarrow as pa
 
-from mean_jax.data.categories import MAX_CATEGORIES
-from mean_jax.data.ownership import SCRATCH_NAME, lock, remove_abandoned
-from mean_jax.data.passes import Checked, Passes, Plan
+from mean_jax.data.categories import MAX_CATEGORIES, CategoryCounts
+from mean_jax.data.check import Checked
+from mean_jax.data.ownership import lock, remove_abandoned, scratch_folder
+from mean_jax.data.passes import Passes, Plan, Wanted
 from mean_jax.data.schema import Schema, infer_schema
 from mean_jax.data.statistics import check_features, fit_transform, useless_label
 from mean_jax.data.store import KIND, MANIFEST_NAME, SPLITS, VERSION, Shard
@@ -40,6 +40,7 @@ class PrepareOptions:
     numeric_type: str = "float32"
     num_workers: int = 1  # processes; more than one need a program whose main module can be imported
     shard_bytes: int = SHARD_BYTES
+    scratch: Path | None = None  # folder for the rows while they are shuffled; by default within the output
 
     def __post_init__(self) -> None:
         if len(self.split) != 3 or min(self.split) < 0 or not abs(sum(self.split) - 1) < 1e-6:
@@ -82,8 +83,8 @@ def _check_splits(checked: Checked, schema: Schema, where: str) -> None:
             raise useless_label(label, "is never above zero" if num_known else "has no value", "validation")
 
 
-def _warn_of_dropped(checked: Checked, schema: Schema, options: PrepareOptions) -> None:
-    for name, counts in zip(schema.categorical, checked.categories, strict=True):
+def _warn_of_dropped(categories: Sequence[CategoryCounts], schema: Schema, options: PrepareOptions) -> None:
+    for name, counts in zip(schema.categorical, categories, strict=True):
         if counts.is_cut(options.min_category_count):
             LOGGER.warning(
                 "column %s has more than %d distinct values, the rarest count as unknown (--max_categories)",
@@ -96,21 +97,21 @@ def _write(
     passes: Passes, schema: Schema, options: PrepareOptions, folder: Path, where: str
 ) -> tuple[dict[str, Any], Checked]:
     """Writes the shards and returns the content of the manifest."""
-    checked = passes.check(options.max_categories)
+    checked = passes.check()
     passes.check_ids()
     _check_splits(checked, schema, where)
-    fitted = [counts.vocabulary(options.min_category_count)[0] for counts in checked.categories]
     layout = RowLayout(*schema.layout[:3], options.numeric_type)
     plan = Plan.of(checked.rows_per_split, 4 * layout.num_words, options.shard_bytes, [0] * len(SPLITS))
-    numeric, rows_per_shard = passes.spill(tuple(fitted), plan, checked.hash_bound)
-    check_features(schema, numeric, checked.categories, options.min_category_count)
-    _warn_of_dropped(checked, schema, options)
+    spilled = passes.spill(plan, Wanted(checked.hash_bound, options.max_categories))
+    collected = spilled.numeric, spilled.categories
+    check_features(schema, *collected, options.min_category_count)
+    _warn_of_dropped(spilled.categories, schema, options)
     if options.numeric_type == "float16":
-        layout = layout._replace(exponents=numeric.exponents())
-    with ThreadPoolExecutor(1) as beside:  # shards are sorted without what is fitted
-        collected = numeric, checked.categories, checked.labels
-        fit = beside.submit(fit_transform, *collected, options.min_category_count, options.num_workers)
-        shards, _ = passes.sort(plan, rows_per_shard, layout, folder)
+        layout = layout._replace(exponents=spilled.numeric.exponents())
+    vocabularies = [counts.vocabulary(options.min_category_count)[0] for counts in spilled.categories]
+    with ThreadPoolExecutor(1) as beside:  # shards are sorted without what else is fitted
+        fit = beside.submit(fit_transform, *collected, checked.labels, options.min_category_count, options.num_workers)
+        shards, _ = passes.sort(spilled, layout, vocabularies, folder)
         transform = fit.result()
     content = {
         "rows": int(checked.rows_per_split.sum()),
@@ -150,12 +151,14 @@ def prepare(input_path: str, output: Path, options: PrepareOptions) -> None:
     )
     id_type = source.schema.field(schema.id_name).type
     id_type = id_type.value_type if pa.types.is_dictionary(id_type) else id_type
-    with atomic_folder(output) as folder, lock(folder), Workers(options.num_workers) as workers:
-        scratch = folder / SCRATCH_NAME
-        scratch.mkdir()
+    with (
+        atomic_folder(output) as folder,
+        lock(folder),
+        scratch_folder(folder, output, options.scratch) as scratch,
+        Workers(options.num_workers) as workers,
+    ):
         passes = Passes(source, schema, id_type, scratch, workers)
         content, checked = _write(passes, schema, options, folder, input_path)
         schema.save(folder)
-        shutil.rmtree(scratch)
         write_json(folder / MANIFEST_NAME, KIND, VERSION, content)
     log_rows(checked.rows_per_split.tolist(), checked.num_unlabelled, passes.seconds)

@@ -1,12 +1,12 @@
 """The shuffle of prepare on disk: rows are appended to the shard they belong to, then each shard is sorted.
 
 A spill file alternates between Arrow messages of ids and what they are sorted by, and the rows that go with them, as
-they are, in the store's float32 layout. Every process appends to files of its own; a shard is the union of them, sorted
-by a hash of the ids, so that neither the input's order nor who did what shows.
+they are, in the store's float32 layout but with the places of texts instead of codes (see `places`). Every process
+appends to files of its own; a shard is the union of them, sorted by a hash of the ids, so that neither the input's
+order nor who did what shows.
 """
 
 from collections.abc import Iterator
-import contextlib
 import errno
 import hashlib
 import os
@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mean_jax.data.places import Codes
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.store import ID_COLUMN, Shard
-from mean_jax.fileio import file_sha256
+from mean_jax.fileio import file_sha256, naming
 from mean_jax.types import RowLayout
 
 # Written at a time: what is gathered is still in the second cache when it is hashed and written.
 _BLOCK_BYTES = 1 << 19
+_POSITION_BITS = 40  # of the row within its unit; the unit's index stands above
 _MAX_FLOAT16 = np.float32(np.finfo(np.float16).max)
 
 
@@ -31,13 +33,9 @@ def spill_schema(id_type: pa.DataType) -> pa.Schema:
     return pa.schema([("hash", pa.uint64()), ("position", pa.uint64()), ("id", id_type)])
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Adds the file's name to the system's errors, which writes do not carry."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(error.filename or path)) from error
+def first_position(unit: int) -> int:
+    """Returns the position of the first row of a unit."""
+    return unit << _POSITION_BITS
 
 
 def append_rows(
@@ -143,9 +141,13 @@ def sort_shard(
     hashes_B, positions_B = np.empty((2, num_rows), np.uint64)
     ids: list[pa.Array] = []
     start = 0
+    codes = Codes(folder)
+    codes_BxD = rows_BxW[:, layout.num_numeric : layout.num_numeric + layout.num_categorical].view(np.int32)
     for batch in _read(folder, name, schema, rows_BxW):
         part = slice(start, start + len(batch))
         hashes_B[part], positions_B[part] = batch.column("hash").to_numpy(), batch.column("position").to_numpy()
+        if layout.num_categorical:  # the rows of a message are of one unit
+            codes_BxD[part] = codes.look_up(int(positions_B[start]) >> _POSITION_BITS, codes_BxD[part])
         ids.append(batch.column("id"))
         start += len(batch)
     _remove(folder, name)  # before the shard is written: the disk holds it once, and the system's pages are used again

@@ -174,10 +174,17 @@ def category_indices(column: pa.Array, name: str) -> tuple[pa.Array, np.ndarray]
     return texts if texts.type == pa.string() else pc.cast(texts, pa.string()), indices_B
 
 
-def _is_same_memory(a: pa.Array, b: pa.Array) -> bool:
-    """Tells whether two arrays that exist at the same time are one piece of memory, as the dictionaries of slices."""
+def is_same_texts(a: pa.Array, b: pa.Array) -> bool:
+    """Tells whether two arrays that exist at the same time are equal, at once if they are one piece of memory."""
     places = ((array.offset, len(array), [part and part.address for part in array.buffers()]) for array in (a, b))
-    return next(places) == next(places)
+    return next(places) == next(places) or a.equals(b)
+
+
+def category_codes(texts: pa.Array, values: pa.Array) -> np.ndarray:
+    """Returns the int32 codes of texts, given the values of the vocabulary."""
+    positions = pc.fill_null(pc.index_in(texts, value_set=values), UNKNOWN_CODE - FIRST_VALUE_CODE)
+    codes: np.ndarray = positions.to_numpy(zero_copy_only=False) + np.int32(FIRST_VALUE_CODE)
+    return codes
 
 
 class CategoryEncoder:
@@ -199,11 +206,9 @@ class CategoryEncoder:
     def _codes(self, name: str, texts: pa.Array, values: pa.Array) -> np.ndarray:
         """Returns the code of each text and, at the end, where -1 finds it, the code of a missing value."""
         known = self._known.get(name)  # once: other threads may encode other batches meanwhile
-        if known is not None and (_is_same_memory(known[0], texts) or known[0].equals(texts)):
+        if known is not None and is_same_texts(known[0], texts):
             return known[1]
-        positions = pc.fill_null(pc.index_in(texts, value_set=values), UNKNOWN_CODE - FIRST_VALUE_CODE)
-        found = positions.to_numpy(zero_copy_only=False) + FIRST_VALUE_CODE
-        codes: np.ndarray = np.append(found, MISSING_CODE).astype(np.int32)
+        codes: np.ndarray = np.append(category_codes(texts, values), np.int32(MISSING_CODE))
         self._known[name] = (texts, codes)
         return codes
 
