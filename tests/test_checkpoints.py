@@ -144,6 +144,14 @@ def test_what_a_killed_process_leaves_is_removed(folder):
     assert sorted(path.name for path in folder.parent.glob(".*")) == [".best-16.json.0123456789ab.tmp"]
 
 
+def test_an_older_checkpoint_that_was_being_removed_goes_whole(folder):
+    older, newest = sorted(checkpoints.sealed_steps(folder))
+    next(path for path in sorted((folder / str(older)).rglob("*")) if path.is_file()).unlink()
+    checkpoints.CheckpointWriter(folder, newest).close()
+    assert checkpoints.sealed_steps(folder) == [newest]
+    assert [path.name for path in folder.iterdir()] == [str(newest)]
+
+
 def test_a_tree_that_does_not_fit_names_every_leaf(folder):
     other = abstract()
     other["params"]["kernel"] = jax.ShapeDtypeStruct((4, 7), np.float32)

@@ -72,8 +72,8 @@ class CheckpointWriter:
     def __init__(self, folder: Path, restored_step: int) -> None:
         """Opens the folder for steps after `restored_step`.
 
-        Whatever stands there for later steps or without a seal is the rest of a killed process, or damaged, and is
-        removed: its step will be saved again.
+        Whatever stands there for later steps, without a seal or not as its seal says is the rest of a killed process
+        (which may have been removing an older step), or damaged, and is removed.
         """
         self._folder = Path(folder)
         # Processes open writers in the same order, so the number names the same writer in all of them.
@@ -95,7 +95,7 @@ class CheckpointWriter:
     def _tidy(self, restored_step: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self._folder.parent, f"{self._folder.name}-")
-        kept = {step for step in sealed_steps(self._folder) if step <= restored_step}
+        kept = {step for step in sealed_steps(self._folder) if step <= restored_step and _is_whole(self._folder, step)}
         for path in self._folder.iterdir():
             if path.name not in map(str, kept):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -180,6 +180,14 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
         if file_sha256(path) != digest:
             raise UserError(f"{path}: checksum does not match, the checkpoint was cut or altered; train again")
     return seal
+
+
+def _is_whole(folder: Path, step: int) -> bool:
+    try:
+        verify(folder, step)
+    except UserError:
+        return False
+    return True
 
 
 def _decided_by_lead(decide: Callable[[], int]) -> int:
