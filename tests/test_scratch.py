@@ -14,7 +14,7 @@ import pytest
 from mean_jax.cli.prepare import main
 from mean_jax.data import passes
 from mean_jax.data.append import append
-from mean_jax.data.ownership import lock
+from mean_jax.data.ownership import lock, remove_abandoned
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import Store
 from tests.conftest import LABELS
@@ -40,6 +40,8 @@ def test_rows_are_spilled_there_and_the_store_is_the_same(table_path, store, scr
     def look(*arguments):
         assert spilled(scratch) == ["test-00000", "train-00000", "validation-00000"]
         assert spilled(tmp_path) == []
+        remove_abandoned(scratch / "store")  # as another run would
+        assert len(spilled(scratch)) == 3
         return sort(*arguments)
 
     monkeypatch.setattr(passes.Passes, "sort", look)
@@ -99,6 +101,15 @@ def test_a_folder_that_is_none_or_full(call, table_path, scratch, tmp_path, monk
         code, stderr = call(main, *flags, f"--scratch={path}")
         assert code == 2
         assert stderr == f"error: --scratch: {path} is no folder; make it or choose another\n"
+    code, stderr = call(main, *flags, "--scratch=")
+    assert (code, stderr) == (2, "error: --scratch: names no folder; name one or leave it out\n")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    code, stderr = call(main, *flags, f"--scratch={scratch}")
+    assert (code, stderr) == (
+        2,
+        f"error: --scratch: {scratch} cannot be written to; change its rights or choose another\n",
+    )
+    monkeypatch.undo()
 
     def fail(folder, name, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(folder / name))

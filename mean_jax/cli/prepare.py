@@ -87,7 +87,8 @@ _SCRATCH = flags.DEFINE_string(
     "scratch",
     None,
     "Folder for the rows while they are shuffled, as large as the store would be in float32; by default within the "
-    "output. Another disk is faster, as is memory that can hold them (/dev/shm).",
+    "output. Another disk is faster, as is memory that can hold them (/dev/shm). What a killed run leaves there is "
+    "removed by the next one for the same output and folder.",
     flag_values=_FLAGS,
 )
 _APPEND = flags.DEFINE_boolean(
@@ -113,6 +114,8 @@ def _append(num_workers: int, scratch: Path | None) -> None:
 
 def _main() -> None:
     num_workers = _NUM_WORKERS.value or available_processors()
+    if _SCRATCH.value == "":
+        raise UserError("--scratch: names no folder; name one or leave it out")
     scratch = None if _SCRATCH.value is None else Path(_SCRATCH.value)
     if _APPEND.value:
         _append(num_workers, scratch)

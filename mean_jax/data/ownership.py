@@ -79,6 +79,8 @@ def scratch_folder(folder: Path, output: Path, elsewhere: Path | None) -> Iterat
             name = Path(os.path.abspath(output)).name
             if not elsewhere.is_dir():
                 raise UserError(f"--scratch: {elsewhere} is no folder; make it or choose another")
+            if not os.access(elsewhere, os.W_OK | os.X_OK):
+                raise UserError(f"--scratch: {elsewhere} cannot be written to; change its rights or choose another")
             remove_abandoned(elsewhere / name)
             home = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=elsewhere))
             stack.callback(shutil.rmtree, home, ignore_errors=True)

@@ -24,9 +24,9 @@ from mean_jax.data.categories import CategoryCounts
 from mean_jax.data.check import Checked, CheckUnit
 from mean_jax.data.ids import cast_ids, refuse_repeated, repeated_hashes
 from mean_jax.data.labelled import LabelledReader, LabelledRows
-from mean_jax.data.places import TextPlaces, write_codes
+from mean_jax.data.places import TextPlaces, list_paths, write_codes
 from mean_jax.data.schema import Schema
-from mean_jax.data.spill import append_rows, first_position, sort_shard, spill_schema, take_rows
+from mean_jax.data.spill import append_rows, sort_shard, spill_schema, take_rows
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.statistics import NumericStatistics
 from mean_jax.data.store import SPLITS, Shard
@@ -43,6 +43,7 @@ from mean_jax.types import RowLayout
 _ORDER_SALT = 1  # even salts are those of the split seeds
 _TRAIN = SPLITS.index("train")
 _NUM_WORST = 5  # columns that a warning names
+_POSITION_BITS = 40  # of the row within its unit; the unit's index stands above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +118,20 @@ class _SpillUnit:
             self._buffers[:] = np.empty((2, num_rows, self.schema.layout.num_words), np.float32)
         return self._buffers[0][:num_rows], self._buffers[1][:num_rows]
 
+    @functools.cached_property
+    def _places(self) -> TextPlaces:
+        """Lists of texts, kept by each process."""
+        return TextPlaces(self.scratch, self.schema.categorical)
+
     def __call__(self, unit: Unit) -> Spilled:
         schema = self.schema
         done = self.nothing()
-        places = TextPlaces(self.scratch, unit.index, schema.categorical, done.categories)
         names = [name for _, name in self.plan.names]
-        row = first_position(unit.index)
+        row = unit.index << _POSITION_BITS
         for found in LabelledReader(unit, schema).read((*schema.numeric, *schema.categorical)):
             num_rows = len(found.hashes)
             words_BxW, room_BxW = self._room(num_rows)
-            self._encode(found, places, words_BxW)
+            self._encode(found, row, done.categories, words_BxW)
             hashes_B, shard_B = self._shards(found)
             # Rows without a label go last and are left out; those of training, whose shards are the first, lead.
             order_B = np.argsort(shard_B, kind="stable")
@@ -148,11 +153,15 @@ class _SpillUnit:
             row += num_rows
         return done
 
-    def _encode(self, found: LabelledRows, places: TextPlaces, words_BxW: np.ndarray) -> None:
+    def _encode(
+        self, found: LabelledRows, position: int, counts: Sequence[CategoryCounts], words_BxW: np.ndarray
+    ) -> None:
         layout, batch = self.schema.layout, found.rows.batch
         labels_start = layout.num_words - layout.num_labels
         numeric_block(batch, self.schema.numeric, found.rows.place, words_BxW[:, : layout.num_numeric])
-        words_BxW[:, layout.num_numeric : labels_start] = places(batch, found.is_train).view(np.float32)
+        if layout.num_categorical:
+            places_BxD = self._places(batch, position, found.is_train, counts)
+            words_BxW[:, layout.num_numeric : labels_start] = places_BxD.view(np.float32)
         words_BxW[:, labels_start:] = found.labels
 
     def _shards(self, found: LabelledRows) -> tuple[np.ndarray, np.ndarray]:
@@ -273,8 +282,9 @@ class Passes:
         clipped_C = np.zeros(layout.num_numeric, np.int64)
         with Progress("sort", int(rows_per_shard.sum())) as progress:
             value_sets = [pa.array(values, pa.string()) for values in vocabularies]
-            for unit in self._units:
-                write_codes(self._scratch, unit.index, value_sets)
+            write = functools.partial(write_codes, vocabularies=value_sets)
+            for _ in self._workers.map(write, list_paths(self._scratch)):
+                pass
             sorted_shards = self._workers.map(function, [(name, rows) for _, name, rows in tasks])
             for (split, _, rows), (shard, clipped, occupied) in zip(tasks, sorted_shards, strict=True):
                 for name in (shard.file, shard.ids_file):  # meanwhile other processes sort the next ones

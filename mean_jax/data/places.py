@@ -1,14 +1,17 @@
-"""Categorical values before the vocabularies are known: rows carry the places of texts in a file of their unit.
+"""Categorical values before the vocabularies are known: rows carry the places of texts in a list of their process.
 
-So categorical columns are read once: while rows are spilled, the texts of a unit are listed and counted; when all are
-counted, the list of each unit is turned into one of codes, and a row's places are looked up there.
+So categorical columns are read once: while rows are spilled, the texts that a process meets are listed, each once, and
+counted; when all are counted, every list is turned into one of codes, and a row's places are looked up there.
 
-The file of a unit holds Arrow messages, one for each batch that brought new dictionaries: their columns and texts. The
-texts of the whole file have the places 1, 2, ...; missing values have place 0.
+A list is a file of Arrow messages, one for each batch that brought new texts: their columns and the texts, which have
+the places 1, 2, ... through the whole file; missing values have place 0. A process begins another list once the last
+one is long, so that memory does not grow with the rows; a list's name tells the process and the position of the first
+row that it serves.
 """
 
+import bisect
 from collections.abc import Sequence
-import functools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,86 +21,117 @@ from mean_jax.data.categories import CategoryCounts
 from mean_jax.data.transform import MISSING_CODE, category_codes, category_indices, is_same_texts
 from mean_jax.fileio import naming
 
+_MAX_TEXTS = 1 << 18  # of a list, before the batch that goes beyond
 _DICTIONARIES = pa.schema([("column", pa.int32()), ("texts", pa.list_(pa.string()))])
 
 
-def _texts_path(folder: Path, unit: int) -> Path:
-    return folder / f"{unit:08d}.texts"
-
-
-def _codes_path(folder: Path, unit: int) -> Path:
-    return folder / f"{unit:08d}.codes"
-
-
 class TextPlaces:
-    """Turns the categorical columns of a unit's batches into places and counts the texts of training rows."""
+    """Turns the categorical columns of the batches that a process reads into places."""
 
-    def __init__(self, folder: Path, unit: int, names: Sequence[str], counts: Sequence[CategoryCounts]) -> None:
-        """Starts the unit's file.
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        """Starts without a list.
 
         Args:
           folder: of the spill.
-          unit: its index.
           names: of the categorical columns.
-          counts: of these columns, that the training rows are added to; empty to count nothing.
         """
-        self._counts = counts
+        self._folder = folder
         self._names = names
-        self._path = _texts_path(folder, unit)
-        self._next = 1
-        self._known: list[tuple[pa.Array, np.ndarray] | None] = [None] * len(names)  # last dictionary and its places
-        with naming(self._path):
-            self._path.write_bytes(b"")
+        self._path: Path | None = None
+        self._num_texts = 0
+        self._places: list[dict[str, int]] = []  # of the texts of each column
+        self._known: list[tuple[pa.Array, np.ndarray] | None] = []  # the last dictionary of each and its places
 
-    def __call__(self, batch: pa.RecordBatch, is_train_B: np.ndarray) -> np.ndarray:
-        """Returns places_BxD int32; raises UserError if a column is no text."""
+    def __call__(
+        self, batch: pa.RecordBatch, position: int, is_train_B: np.ndarray, counts: Sequence[CategoryCounts]
+    ) -> np.ndarray:
+        """Returns places_BxD int32.
+
+        Args:
+          batch: rows; their positions are beyond those of the last call.
+          position: of the first row.
+          is_train_B: which rows are counted.
+          counts: of each column, that these are added to; empty to count nothing.
+
+        Raises:
+          UserError: a column is no text.
+        """
         places_DxB = np.empty((len(self._names), batch.num_rows), np.int32)
-        fresh: list[tuple[int, pa.Array]] = []
+        if self._path is None or self._num_texts > _MAX_TEXTS:
+            self._path = self._begin(position)
+        fresh: list[tuple[int, list[str]]] = []
         for column, (places_B, name) in enumerate(zip(places_DxB, self._names, strict=True)):
             texts, indices_B = category_indices(batch.column(name), name)
             known = self._known[column]
             if known is None or not is_same_texts(known[0], texts):
-                fresh.append((column, texts))
-                places = np.arange(self._next, self._next + len(texts) + 1, dtype=np.int32)
-                places[-1] = 0  # where -1 finds it, of a missing value
-                self._next += len(texts)
+                places, new = self._list(column, texts)
                 known = self._known[column] = texts, places
+                if new:
+                    fresh.append((column, new))
             places_B[:] = known[1][indices_B]
-            if self._counts:
+            if counts:
                 per_text = np.bincount(1 + indices_B[is_train_B], minlength=1 + len(texts))
-                self._counts[column].update(texts, per_text[1:], int(per_text[0]))
+                counts[column].update(texts, per_text[1:], int(per_text[0]))
         if fresh:
-            self._append(fresh)
+            columns, lists = zip(*fresh, strict=True)
+            message = pa.record_batch([pa.array(columns), pa.array(lists)], schema=_DICTIONARIES)
+            with naming(self._path), open(self._path, "ab") as file:
+                file.write(message.serialize())
         return places_DxB.T
 
-    def _append(self, dictionaries: list[tuple[int, pa.Array]]) -> None:
-        columns, texts = zip(*dictionaries, strict=True)
-        ends = np.cumsum([0, *map(len, texts)])
-        lists = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.concat_arrays(texts))
-        batch = pa.record_batch([pa.array(columns, pa.int32()), lists], schema=_DICTIONARIES)
-        with naming(self._path), open(self._path, "ab") as file:
-            file.write(batch.serialize())
+    def _begin(self, position: int) -> Path:
+        self._num_texts = 0
+        self._places = [{} for _ in self._names]
+        self._known = [None] * len(self._names)
+        path = self._folder / f"{os.getpid()}-{position:016x}.texts"
+        with naming(path):
+            path.touch(exist_ok=False)
+        return path
+
+    def _list(self, column: int, texts: pa.Array) -> tuple[np.ndarray, list[str]]:
+        """Returns the place of each text and, at the end, where -1 finds it, 0 for a missing value; and new texts."""
+        places_of = self._places[column]
+        places = np.zeros(len(texts) + 1, np.int32)
+        new: list[str] = []
+        for index, text in enumerate(texts.to_pylist()):
+            place = places_of.get(text)
+            if place is None:
+                self._num_texts += 1
+                place = places_of[text] = self._num_texts
+                new.append(text)
+            places[index] = place
+        return places, new
 
 
-def write_codes(folder: Path, unit: int, vocabularies: Sequence[pa.Array]) -> None:
-    """Writes the code of every place of a unit beside its texts, given each column's values."""
-    source, target = _texts_path(folder, unit), _codes_path(folder, unit)
-    size = source.stat().st_size
-    with naming(target), open(target, "wb") as codes, pa.OSFile(str(source)) as texts:
+def write_codes(path: Path, vocabularies: Sequence[pa.Array]) -> None:
+    """Writes the code of every place of a list beside it, given the values of each column."""
+    target = path.with_suffix(".codes")
+    size = path.stat().st_size
+    with naming(target), open(target, "wb") as codes, pa.OSFile(str(path)) as texts:
         codes.write(np.int32(MISSING_CODE).data)
         while texts.tell() < size:
-            batch = pa.ipc.read_record_batch(pa.ipc.read_message(texts), _DICTIONARIES)
-            for column, found in zip(*batch.columns, strict=True):
+            message = pa.ipc.read_record_batch(pa.ipc.read_message(texts), _DICTIONARIES)
+            for column, found in zip(*message.columns, strict=True):
                 codes.write(category_codes(found.values, vocabularies[column.as_py()]).data)
 
 
+def list_paths(folder: Path) -> list[Path]:
+    """Returns the lists of all processes."""
+    return sorted(folder.glob("*.texts"))
+
+
 class Codes:
-    """What `write_codes` wrote, a unit at a time."""
+    """What `write_codes` wrote for the lists of one process."""
 
-    def __init__(self, folder: Path) -> None:
-        # Rows come unit by unit.
-        self._of = functools.lru_cache(maxsize=1)(lambda unit: np.fromfile(_codes_path(folder, unit), np.int32))
+    def __init__(self, folder: Path, process: str) -> None:
+        self._paths = sorted(folder.glob(f"{process}-*.codes"))
+        self._starts = [int(path.stem.split("-")[1], 16) for path in self._paths]
+        self._held = -1
+        self._codes = np.empty(0, np.int32)
 
-    def look_up(self, unit: int, places: np.ndarray) -> np.ndarray:
-        """Returns the int32 codes of places of a unit."""
-        return self._of(unit)[places]
+    def look_up(self, position: int, places: np.ndarray) -> np.ndarray:
+        """Returns the int32 codes of places that one call of `TextPlaces` gave for rows from a position on."""
+        index = bisect.bisect_right(self._starts, position) - 1
+        if index != self._held:  # one list at a time: rows come in the order in which they were spilled
+            self._held, self._codes = index, np.fromfile(self._paths[index], np.int32)
+        return self._codes[places]

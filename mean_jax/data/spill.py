@@ -24,18 +24,12 @@ from mean_jax.types import RowLayout
 
 # Written at a time: what is gathered is still in the second cache when it is hashed and written.
 _BLOCK_BYTES = 1 << 19
-_POSITION_BITS = 40  # of the row within its unit; the unit's index stands above
 _MAX_FLOAT16 = np.float32(np.finfo(np.float16).max)
 
 
 def spill_schema(id_type: pa.DataType) -> pa.Schema:
     """Returns the schema of the messages: hash to sort by, position in the input where hashes are equal, id."""
     return pa.schema([("hash", pa.uint64()), ("position", pa.uint64()), ("id", id_type)])
-
-
-def first_position(unit: int) -> int:
-    """Returns the position of the first row of a unit."""
-    return unit << _POSITION_BITS
 
 
 def append_rows(
@@ -56,8 +50,8 @@ def append_rows(
         file.write(words_BxW.data)
 
 
-def _read(folder: Path, name: str, schema: pa.Schema, rows_BxW: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """Yields the messages of a shard and fills `rows_BxW` with the rows that go with them, one after the other."""
+def _read(folder: Path, name: str, schema: pa.Schema, rows_BxW: np.ndarray) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yields (process, message) of a shard and fills `rows_BxW` with the rows that go with them, in turn."""
     start = 0
     for path in sorted(folder.glob(f"{name}.*")):
         size = path.stat().st_size
@@ -67,7 +61,7 @@ def _read(folder: Path, name: str, schema: pa.Schema, rows_BxW: np.ndarray) -> I
                 part_BxW = rows_BxW[start : start + len(batch)]
                 if file.readinto(part_BxW.data) != part_BxW.nbytes:
                     raise OSError(errno.EIO, "cut short", str(path))
-                yield batch
+                yield path.suffix[1:], batch
                 start += len(batch)
 
 
@@ -141,13 +135,15 @@ def sort_shard(
     hashes_B, positions_B = np.empty((2, num_rows), np.uint64)
     ids: list[pa.Array] = []
     start = 0
-    codes = Codes(folder)
+    codes: dict[str, Codes] = {}  # of each process
     codes_BxD = rows_BxW[:, layout.num_numeric : layout.num_numeric + layout.num_categorical].view(np.int32)
-    for batch in _read(folder, name, schema, rows_BxW):
+    for process, batch in _read(folder, name, schema, rows_BxW):
         part = slice(start, start + len(batch))
         hashes_B[part], positions_B[part] = batch.column("hash").to_numpy(), batch.column("position").to_numpy()
-        if layout.num_categorical:  # the rows of a message are of one unit
-            codes_BxD[part] = codes.look_up(int(positions_B[start]) >> _POSITION_BITS, codes_BxD[part])
+        if layout.num_categorical:  # the rows of a message are of one batch
+            if process not in codes:
+                codes = {process: Codes(folder, process)}
+            codes_BxD[part] = codes[process].look_up(int(positions_B[start]), codes_BxD[part])
         ids.append(batch.column("id"))
         start += len(batch)
     _remove(folder, name)  # before the shard is written: the disk holds it once, and the system's pages are used again
