@@ -261,10 +261,10 @@ def given(counts_V):
 
 
 class TestResample:
-    @pytest.mark.parametrize("resample", range(5))
-    def test_equals_the_materialised_resample(self, resample):
-        split = RankedSplit(*make_split(613))
-        repeats = drawn(613, resample, seed=0)
+    @pytest.mark.parametrize(("num_rows", "resample"), [*((613, resample) for resample in range(5)), (70_000, 0)])
+    def test_equals_the_materialised_resample(self, num_rows, resample):
+        split = RankedSplit(*make_split(num_rows))
+        repeats = drawn(num_rows, resample, seed=0)  # the larger one by blocks
         counts_V = repeats.counts_V
         weighted = metrics._all_metrics(Resample(split, repeats))
         repeated = metrics.point_metrics(np.repeat(split.label_V, counts_V), np.repeat(split.prediction_V, counts_V))

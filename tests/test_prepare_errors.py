@@ -16,8 +16,11 @@ import pytest
 
 from mean_jax.cli.prepare import main
 from mean_jax.data import spill
+from mean_jax.data.transform import numeric_values
+from mean_jax.errors import UserError
 from mean_jax.types import RowLayout
 from tests.conftest import LABELS
+from tests.test_prepare import replaced
 
 
 @pytest.fixture
@@ -45,10 +48,6 @@ def with_value(table: pa.Table, column: str, row: int, value) -> pa.Table:
     values = table[column].to_pylist()
     values[row] = value
     return replaced(table, **{column: pa.array(values, table[column].type)})
-
-
-def replaced(table: pa.Table, **columns) -> pa.Table:
-    return pa.table({name: table[name] for name in table.column_names} | columns)
 
 
 def test_input_that_is_no_table(refused, tmp_path):
@@ -180,6 +179,43 @@ def test_a_useless_label_may_be_left_out(call, table, tmp_path):
 )
 def test_features_that_cannot_be_used(refused, table, columns, message):
     refused(replaced(table, **columns), message)
+
+
+def garbled(table: pa.Table, column: str, row: int, kind: str) -> pa.Table:
+    """Returns the table with a text that is not UTF-8 in a row of a column, which Arrow writes without a look."""
+    texts = [str(value).encode() for value in table[column].to_pylist()]
+    texts[row] = b"caf\xe9"
+    if kind == "dictionary":
+        values, indices = np.unique(np.array(texts, object), return_inverse=True)
+        listed = pa.array(values.tolist(), pa.binary()).view(pa.string())
+        return replaced(table, **{column: pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), listed)})
+    return replaced(table, **{column: pa.array(texts, pa.binary()).view(pa.string())})
+
+
+@pytest.mark.parametrize("column", ["customer_id", "channel", "part"])
+@pytest.mark.parametrize("kind", ["plain", "dictionary"])
+def test_text_that_is_not_utf8(refused, table, kind, column):
+    row = 702
+    if column == "part":
+        parts = np.array(["train", "validation", "test"])[np.arange(len(table)) % 3]
+        table = replaced(table, part=pa.array(parts))
+    message = rf".*table.parquet row {row + 1}: column {column} is b'caf\\xe9', not UTF-8; write text as UTF-8\n"
+    refused(garbled(table, column, row, kind), message, *(["--split_column=part"] if column == "part" else []))
+
+
+def test_text_that_is_not_utf8_and_that_no_row_has(refused, table):
+    channel = pa.array(table["channel"].to_pylist()).dictionary_encode()
+    values = [value.encode() for value in channel.dictionary.to_pylist()]
+    listed = pa.array([*values, b"caf\xe9"], pa.binary()).view(pa.string())
+    column = pa.DictionaryArray.from_arrays(channel.indices, listed)
+    message = r".*table.parquet row 1: column channel cannot be read, write text as UTF-8"
+    refused(replaced(table, channel=column), message)
+
+
+def test_numbers_whose_text_is_not_utf8():
+    column = pa.array([b"1", b"2\xe9"], pa.binary()).view(pa.string())
+    with pytest.raises(UserError, match=r"row 1: column spend is b'2\\xe9', not UTF-8"):
+        numeric_values(column, "spend", lambda row: f"row {row}")
 
 
 def test_text_in_a_numeric_csv_column(call, tmp_path):

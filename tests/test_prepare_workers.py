@@ -41,11 +41,11 @@ def folder(table, tmp_path):
     return path
 
 
-def run(folder, output, change="", preexec=None) -> subprocess.CompletedProcess:
+def run(folder, output, change="", preexec=None, flags=()) -> subprocess.CompletedProcess:
     """Runs the command with two processes after a change to its modules."""
-    flags = [f"--input={folder}", f"--output={output}", f"--label_columns={','.join(LABELS)}", "--num_workers=2"]
-    program = [sys.executable, "-c", PROGRAM.format(change=change)]
-    return subprocess.run([*program, *flags], capture_output=True, text=True, check=False, preexec_fn=preexec)
+    given = [f"--input={folder}", f"--output={output}", f"--label_columns={','.join(LABELS)}", "--num_workers=2"]
+    program = [sys.executable, "-c", PROGRAM.format(change=change), *given, *flags]
+    return subprocess.run(program, capture_output=True, text=True, check=False, preexec_fn=preexec)
 
 
 def said(ended: subprocess.CompletedProcess) -> str:
@@ -116,10 +116,13 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_early_end_leaves_nothing(folder, tmp_path, ending):
     change, code, message = ENDINGS[ending]
-    ended = run(folder, tmp_path / "store", change)
+    scratch = tmp_path / "elsewhere"
+    scratch.mkdir()
+    ended = run(folder, tmp_path / "store", change, flags=[f"--scratch={scratch}"])
     assert ended.returncode == code
     assert re.fullmatch(message, said(ended)), ended.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "parts"]
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_second_run_finishes_what_kill_9_ended(folder, table_path, store, tmp_path):

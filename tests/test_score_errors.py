@@ -12,10 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mean_jax.cli.score import main
-
-
-def replaced(table: pa.Table, **columns) -> pa.Table:
-    return pa.table({name: table[name] for name in table.column_names} | columns)
+from tests.test_prepare import replaced
 
 
 @pytest.fixture(scope="module")

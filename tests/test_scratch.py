@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 import re
 import shutil
 import signal
@@ -60,10 +61,12 @@ def test_an_append_spills_there(store_path, scratch, tmp_path, monkeypatch):
 
     def look(*arguments):
         assert spilled(scratch) == ["test-00001", "train-00001", "validation-00001"]
+        assert [path.name.split(".")[1] for path in scratch.iterdir()] == ["spilling"]  # however it is written
         return sort(*arguments)
 
     monkeypatch.setattr(passes.Passes, "sort", look)
-    append(str(tmp_path / "new.parquet"), tmp_path / "spilling", scratch=scratch)
+    monkeypatch.chdir(tmp_path / "spilling")
+    append(str(tmp_path / "new.parquet"), Path("."), scratch=scratch)
     assert files_of(Store(tmp_path / "spilling")) == files_of(Store(tmp_path / "plain"))
     assert list(scratch.iterdir()) == []
     assert not (tmp_path / "spilling" / ".append").exists()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mean_jax.data.hashing import hash_ids
-from mean_jax.data.tables import TableSource
+from mean_jax.data.tables import TableSource, require_utf8
 from mean_jax.errors import UserError
 
 # Id hashes looked at together when searching for duplicates: 64 MiB of them.
@@ -21,7 +21,7 @@ _MAX_SUSPECTS = 1000
 
 
 def require_ids(ids: pa.Array, name: str, place: Callable[[int], str]) -> None:
-    """Raises UserError if ids are nested or an id is null.
+    """Raises UserError if ids are nested, or an id is null or text that is not UTF-8.
 
     Args:
       ids: the id column of one record batch.
@@ -34,6 +34,7 @@ def require_ids(ids: pa.Array, name: str, place: Callable[[int], str]) -> None:
     if values.null_count:
         row = pc.index(values.is_null(), True).as_py()
         raise UserError(f"{place(row)}: column {name} is null; every row needs an id")
+    require_utf8(values, name, place)
 
 
 def cast_ids(ids: pa.Array, kind: pa.DataType, name: str, place: Callable[[int], str]) -> pa.Array:

@@ -10,7 +10,7 @@ from mean_jax.data import hashing
 from mean_jax.data.ids import require_ids
 from mean_jax.data.schema import Schema
 from mean_jax.data.store import SPLITS
-from mean_jax.data.tables import Rows
+from mean_jax.data.tables import Rows, require_utf8
 from mean_jax.data.transform import category_texts, numeric_values
 from mean_jax.errors import UserError
 from mean_jax.progress import Progress
@@ -78,7 +78,9 @@ class LabelledReader:
         if name is None:
             unit_B = hashing.to_unit_interval(hashing.remix(hashes_B, self._split_salt))
             return np.searchsorted(self._edges, unit_B, "right")
-        texts = category_texts(rows.batch.column(name), name).to_pylist()
+        column = rows.batch.column(name)
+        require_utf8(column, name, rows.place)
+        texts = category_texts(column, name).to_pylist()
         for row, text in enumerate(texts):
             if text not in SPLITS:
                 raise UserError(f"{rows.place(row)}: column {name} is {text!r}; expected one of {', '.join(SPLITS)}")

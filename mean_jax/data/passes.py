@@ -30,7 +30,7 @@ from mean_jax.data.spill import append_rows, sort_shard, spill_schema, take_rows
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.statistics import NumericStatistics
 from mean_jax.data.store import SPLITS, Shard
-from mean_jax.data.tables import TableSource
+from mean_jax.data.tables import TableSource, require_utf8
 from mean_jax.data.transform import numeric_block
 from mean_jax.data.units import Unit, split_units
 from mean_jax.data.workers import Workers
@@ -160,7 +160,12 @@ class _SpillUnit:
         labels_start = layout.num_words - layout.num_labels
         numeric_block(batch, self.schema.numeric, found.rows.place, words_BxW[:, : layout.num_numeric])
         if layout.num_categorical:
-            places_BxD = self._places(batch, position, found.is_train, counts)
+            try:
+                places_BxD = self._places(batch, position, found.is_train, counts)
+            except UnicodeDecodeError:
+                for name in self.schema.categorical:
+                    require_utf8(batch.column(name), name, found.rows.place)
+                raise
             words_BxW[:, layout.num_numeric : labels_start] = places_BxD.view(np.float32)
         words_BxW[:, labels_start:] = found.labels
 

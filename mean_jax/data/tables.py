@@ -6,7 +6,7 @@ may differ in the order of their columns and in types that go together: each bat
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import difflib
 from pathlib import Path
@@ -192,6 +192,26 @@ def open_tables(path: str, flag: str, id_column: str | None = None, all_types: b
     if not is_text or id_column is None or id_column not in schema.names:
         return source
     return _typed(source, id_column, all_types)
+
+
+def require_utf8(column: pa.Array, name: str, place: Callable[[int], str]) -> None:
+    """Raises UserError if a text of a column is not UTF-8, which Arrow reads from Parquet without a look at it.
+
+    Args:
+      column: of one record batch.
+      name: the column's name.
+      place: names a row of the batch.
+    """
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as fault:
+        for row in range(len(column)):
+            try:
+                column[row].as_py()
+            except UnicodeDecodeError as error:
+                what = f"{place(row)}: column {name} is {error.object!r}"
+                raise UserError(f"{what}, not UTF-8; write text as UTF-8") from None
+        raise UserError(f"{place(0)}: column {name} cannot be read, write text as UTF-8: {fault}") from fault
 
 
 def missing_column(name: str, flag: str, available: Iterable[str], where: object, user: str = "") -> UserError:

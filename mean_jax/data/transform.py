@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mean_jax.data.schema import Schema, is_numeric, is_text
+from mean_jax.data.tables import require_utf8
 from mean_jax.errors import UserError
 from mean_jax.types import EncoderConstants
 
@@ -136,6 +137,7 @@ def _wide_values(column: pa.Array, name: str, place: Callable[[int], str]) -> np
 
 
 def _parse_numbers(column: pa.Array, name: str, place: Callable[[int], str]) -> pa.Array:
+    require_utf8(column, name, place)
     texts = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
     for kind in (pa.float64(), pa.bool_()):
         try:
