@@ -31,7 +31,13 @@ class Progress:
         self._is_terminal = sys.stderr.isatty()
         is_silent = not (self._is_terminal and LOGGER.isEnabledFor(logging.INFO))  # as in all processes but the lead
         self._bar = tqdm(
-            total=num_rows, initial=done_rows, desc=description, unit=" rows", unit_scale=True, disable=is_silent
+            total=num_rows,
+            initial=done_rows,
+            desc=description,
+            unit=" rows",
+            unit_scale=True,
+            leave=None,  # below another bar it goes once it is done
+            disable=is_silent,
         )
 
     def __enter__(self) -> "Progress":

@@ -42,6 +42,9 @@ WORK = scale_paper.Work(
 )
 
 
+LOG = "12:00:00 epoch 1: loss 2.5\n12:00:01 parts: start 9.0 s, steps 1024.5 s, validation 2.0 s, calibration 3.0 s\n"
+
+
 def curve(seconds_of) -> "scale_paper.Curve":
     return scale_paper.Curve(ROWS, tuple(seconds_of(rows) for rows in ROWS), BASE_ROWS, seconds_of(BASE_ROWS))
 
@@ -121,7 +124,8 @@ def test_eight_devices_share_all_but_the_disk():
 
 def usage(seconds: float) -> dict[str, float]:
     names = [field.name for field in dataclasses.fields(process_meter.Usage)]
-    return dict.fromkeys(names, 2e9) | {"seconds": seconds, "cpu_seconds": 2 * seconds, "output_bytes": 1e9}
+    further = {"cpu_seconds": 2 * seconds, "epoch_seconds": seconds / 2, "output_bytes": 1e9}
+    return dict.fromkeys(names, 2e9) | {"seconds": seconds} | further
 
 
 def test_the_tables():
@@ -134,7 +138,8 @@ def test_the_tables():
         lines[3]
         == "| `mean-jax-prepare` | 12.0 | 35.0 | 60.0 | 110.0 | 210.0 | 0.86 | 1.00 | 1.00 | 36.8 min | 36.8 min |"
     )
-    assert lines[4].endswith("| 9.2 h | 9.2 h |")
+    assert lines[4].endswith("| 1.00 | - | - |")  # calibration is of a bounded sample, done once
+    assert lines[5].startswith("| of it steps and validation | 6.0 | 17.5 |") and lines[5].endswith("| 4.6 h | 4.6 h |")
     lines = scale_report.usage_table(sizes).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "at 250,000 rows" in lines[0]
@@ -216,8 +221,6 @@ def test_results_of_other_settings_are_refused(tmp_path):
     results["rounds"].append({"5": {"generate": {"seconds": 1.0}}})
     scale.write_json(path, scale.KIND, scale.VERSION, results)
     assert scale._open_results(path, {"features": 100}) == results
-    once = {"features": 100, "evaluations": 1}  # as it was before there was a flag
-    assert scale._open_results(path, once) == results | {"settings": once}
     with pytest.raises(UserError, match=r"--output: .* was measured with features 100, now it is 720; choose another"):
         scale._open_results(path, {"features": 720})
 
@@ -236,6 +239,7 @@ def test_finished_stages_are_skipped(horizons, tmp_path, monkeypatch):
         assert not written.exists()
         written.mkdir()
         (written / "a.bin").write_bytes(bytes(90))
+        log.write_text(LOG)
         return process_meter.Usage(*range(8))
 
     monkeypatch.setattr(scale, "measure", measure)
@@ -250,7 +254,13 @@ def test_finished_stages_are_skipped(horizons, tmp_path, monkeypatch):
     scale._measure_size(results, 1, tmp_path, 9)  # of the next round
     assert ran[6:] == ["generate", "prepare", "train", "evaluate", "score"]
     assert [measured["9"]["prepare"]["row_bytes"] for measured in results["rounds"]] == [10, 10]
+    assert [measured["9"]["train"]["epoch_seconds"] for measured in results["rounds"]] == [1026.5, 1026.5]
     assert not (tmp_path / "9-rows").exists()
+
+
+def test_a_log_without_the_parts_of_training():
+    with pytest.raises(UserError, match="mean-jax-train: its log names no seconds of steps and validation"):
+        scale.epoch_seconds("12:00:00 epoch 1: loss 2.5\n")
 
 
 def test_the_evaluation_of_median_time_counts(horizons, tmp_path, monkeypatch):
@@ -262,6 +272,7 @@ def test_the_evaluation_of_median_time_counts(horizons, tmp_path, monkeypatch):
         written = scale.commands(tmp_path / "9-rows", 9)[name][1]
         assert not written.exists()
         written.mkdir()
+        log.write_text(LOG)
         return process_meter.Usage(next(seconds) if name == "evaluate" else 1.0, *range(7))
 
     monkeypatch.setattr(scale, "measure", measure)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mean_jax import load
+from mean_jax import load, progress
 from mean_jax.cli import prepare as prepare_cli
 from mean_jax.cli import train as train_cli
 from mean_jax.data.store import Store
@@ -183,6 +183,19 @@ def test_the_epoch_line_gives_the_means_that_the_metrics_have(placement, store_p
         assert re.sub(r"-?\d\.\d{4}", "X", said) == (
             f"epoch {epoch}: loss X, validation gini 30: X (2 seeds), 365: X (2 seeds)"
         )
+
+
+def test_a_run_says_how_far_it_is_and_what_its_parts_took(store_path, store, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_PER_LINE", 0.0)
+    with caplog.at_level("INFO"):
+        assert train_tiny(store_path, tmp_path / "run", "train.max_epochs=1")
+    lines = caplog.messages
+    for what, split in (("validate", "validation"), ("calibrate, validation rows", "validation")):
+        assert any(line.startswith(f"{what}: {len(store.split(split)):,} of ") for line in lines), lines
+    assert any(line.startswith(f"calibrate, training rows: {len(store.split('train')):,} of ") for line in lines), lines
+    (parts,) = [line for line in lines if line.startswith("parts: ")]
+    names = ("start", "steps", "validation", "checkpoints", "calibration")
+    assert re.fullmatch("parts: " + ", ".join(rf"{name} \d+\.\d s" for name in names), parts), parts
 
 
 def test_replicas_stop_early_and_keep_their_best_epoch(store_path, tmp_path, caplog):

@@ -5,9 +5,11 @@ Command:  python launch/benchmarks/scale.py --output=FOLDER [--rows=250000,50000
 For each size the real commands run one after the other as processes: generator, prepare, one epoch of training,
 evaluate on the test split, score on all customers. All horizons are trained together unless --horizons names fewer. A
 run of --base_rows comes last; its seconds are taken for the fixed cost. Inputs have just been written, so what is read
-comes from the page cache as far as memory goes. FOLDER gets scale.md, scale.json and the logs; what the commands write
-is deleted once a size is done. Medians of the rounds are printed, and the slopes of single rounds beside theirs. A
-second call with the same settings goes on after the last finished stage, or with further rounds. Linux only.
+comes from the page cache as far as memory goes. The epoch is also shown by itself: training starts, compiles and
+calibrates besides, the last on a sample of at most a million training rows. FOLDER gets scale.md, scale.json and the
+logs; what the commands write is deleted once a size is done. Medians of the rounds are printed, and the slopes of
+single rounds beside theirs. A second call with the same settings goes on after the last finished stage, or with further
+rounds. Linux only.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ import operator
 import os
 from pathlib import Path
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +36,7 @@ from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_file, read_json, write_json
 from mean_jax.log import LOGGER
 
-KIND, VERSION = "mean-jax scale benchmark", 2
+KIND, VERSION = "mean-jax scale benchmark", 3
 _SHEET = "NVIDIA H100 Tensor Core GPU data sheet, SXM"
 _FLAGS = flags.FlagValues()  # of this command alone
 
@@ -112,6 +115,20 @@ def _bytes_in(folder: Path, pattern: str = "*") -> int:
     return sum(file.stat().st_size for file in folder.rglob(pattern) if file.is_file())
 
 
+def epoch_seconds(log: str) -> float:
+    """Returns the seconds of steps and validation, without the first dispatch, in the log of a training.
+
+    Raises:
+      UserError: they do not stand there.
+    """
+    found = re.search(r" parts: .*\bsteps ([\d.]+) s, validation ([\d.]+) s", log)
+    if found is None:
+        raise UserError(
+            "mean-jax-train: its log names no seconds of steps and validation; keep the log's level at INFO"
+        )
+    return float(found[1]) + float(found[2])
+
+
 def _machine() -> str:
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
@@ -132,7 +149,7 @@ def _open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {"settings": settings, "rounds": []}
     results = read_json(path, KIND, VERSION)
-    measured = {"evaluations": 1} | results["settings"]  # files from before that flag
+    measured = results["settings"]
     differing = [name for name, value in settings.items() if measured.get(name) != value]
     if differing:
         name = differing[0]
@@ -161,6 +178,8 @@ def _measure_size(results: dict[str, Any], number: int, output: Path, rows: int)
             usages.append(measure(command, output / f"{rows}-{stage}.log"))
         usage = sorted(usages, key=operator.attrgetter("seconds"))[len(usages) // 2]
         done[stage] = dataclasses.asdict(usage) | {"output_bytes": _bytes_in(written)}
+        if stage == "train":
+            done[stage]["epoch_seconds"] = epoch_seconds((output / f"{rows}-{stage}.log").read_text())
         if stage == "prepare":
             done[stage]["row_bytes"] = _bytes_in(written, "*.bin") / rows
         write_json(output / "scale.json", KIND, VERSION, results)

@@ -7,10 +7,19 @@ import numpy as np
 from scale_paper import Curve, Machine, Work, duration, epoch_bounds, longest, table
 
 STAGES = ("generate", "prepare", "train", "evaluate", "score")
+_SECONDS = {  # the curves: a stage, and which of its figures
+    "generate": ("generate", "seconds"),
+    "prepare": ("prepare", "seconds"),
+    "train": ("train", "seconds"),
+    "epoch": ("train", "epoch_seconds"),
+    "evaluate": ("evaluate", "seconds"),
+    "score": ("score", "seconds"),
+}
 _WHAT = {
     "generate": "`mean_jax.data.synthetic`",
     "prepare": "`mean-jax-prepare`",
     "train": "`mean-jax-train`, one epoch",
+    "epoch": "of it steps and validation",
     "evaluate": "`mean-jax-evaluate`, test split",
     "score": "`mean-jax-score`, all rows",
 }
@@ -26,9 +35,14 @@ class Target:
     num_rows: int
     epochs: int
 
-    def projections(self, stage: str, curve: Curve) -> tuple[float | None, float | None]:
-        """Returns the stage's seconds on this machine by the net slope, and if they were linear in the rows."""
-        repeats = self.epochs if stage == "train" else 1
+    def projections(self, name: str, curve: Curve) -> tuple[float | None, float | None]:
+        """Returns the seconds of a curve on this machine by the net slope, and if they were linear in the rows.
+
+        None for the whole training, whose calibration is done once, on a sample of bounded size.
+        """
+        if name == "train":
+            return None, None
+        repeats = self.epochs if name == "epoch" else 1
         by_slope = curve.project(self.num_rows, curve.net_slope, repeats)
         return by_slope, curve.project(self.num_rows, 1.0, repeats)
 
@@ -45,7 +59,7 @@ def medians(rounds: Sequence[Sizes]) -> Sizes:
 
 
 def curves(sizes: Sizes, base_rows: int) -> dict[str, Curve]:
-    """Returns the curve of each stage.
+    """Returns the curve of each stage, and of the epoch within the training.
 
     Args:
       sizes: the small run among them.
@@ -53,13 +67,13 @@ def curves(sizes: Sizes, base_rows: int) -> dict[str, Curve]:
     """
     rows = tuple(sorted(rows for rows in sizes if rows != base_rows))
     return {
-        stage: Curve(
+        name: Curve(
             rows,
-            tuple(sizes[size][stage]["seconds"] for size in rows),
+            tuple(sizes[size][stage][figure] for size in rows),
             base_rows,
-            sizes[base_rows][stage]["seconds"],
+            sizes[base_rows][stage][figure],
         )
-        for stage in STAGES
+        for name, (stage, figure) in _SECONDS.items()
     }
 
 

@@ -25,7 +25,7 @@ from mean_jax.fileio import atomic_folder, file_sha256, require_new_folder, writ
 from mean_jax.progress import Progress
 from mean_jax.run import Program, Run, load_run
 from mean_jax.threads import map_ahead
-from mean_jax.training.predictions import split_words
+from mean_jax.training.predictions import counted, split_words
 from mean_jax.training.writers import read_metrics
 
 KIND, VERSION = "mean-jax evaluation", 1
@@ -68,9 +68,7 @@ def _store_words(path: Path, split: str, program: Program) -> Iterator[np.ndarra
 
 def _with_progress(rows: SplitRows) -> Iterator[np.ndarray]:
     with Progress("predict", len(rows)) as progress:
-        for words_BxW in split_words(rows):
-            yield words_BxW
-            progress.update(len(words_BxW))
+        yield from counted(split_words(rows), progress)
 
 
 def _seeds_table(program: Program, outcomes: dict[int, Outcome]) -> pa.Table:

@@ -26,6 +26,7 @@ from mean_jax.run import Program
 from mean_jax.sharding import make_mesh, of_lead, state_shardings, to_host
 from mean_jax.training import checkpoints, lock
 from mean_jax.training import step as step_lib
+from mean_jax.training.clock import LapClock
 from mean_jax.training.feed import MAX_RESIDENT_STEPS, Order, make_feed
 from mean_jax.training.interruption import Interruption
 from mean_jax.training.meter import EpochMeter, horizon_means, not_finite
@@ -84,6 +85,7 @@ class Trainer:
         self._is_active_R = np.ones(len(program.specs), bool)
         self._step = 0
         self._writer: MetricsWriter | None = None  # of the lead process alone
+        self._clock = LapClock()
 
     def _names(self) -> list[tuple[str, int]]:
         """Returns (horizons, and the value of a sweep, as one text; seed) of each replica."""
@@ -153,7 +155,7 @@ class Trainer:
         if self._step:
             notes = checkpoints.read_notes(self._workdir / run_lib.LATEST, self._step)
             meter.restore(notes.get("epoch", {}))  # the means of an epoch that was cut in two are those of the whole
-        last_saved = self._step
+        first_step = last_saved = self._step
         for dispatch in feed(self._step):
             if interruption.agreed() or not self._is_active_R.any():
                 break
@@ -161,6 +163,8 @@ class Trainer:
                 state, metrics = dispatch.run(state)
                 # The device is busy with this dispatch now; reading the one before costs no waiting.
                 meter.read(self._is_active_R)
+            if self._step > first_step:
+                self._clock.lap_once("start")  # the first dispatch and what came before: compilation
             self._step += dispatch.num_steps
             meter.push(self._step - dispatch.num_steps + 1, self._step, metrics)
             epoch = (self._step - 1) // plan.epoch_steps + 1
@@ -169,10 +173,14 @@ class Trainer:
             is_epoch_end = self._step % plan.epoch_steps == 0
             if is_epoch_end:
                 meter.read(self._is_active_R)
+                self._clock.lap("steps")
                 state = self._end_epoch(state, epoch, meter)
+                self._clock.lap("validation")
             if is_epoch_end or (every and self._step - last_saved >= every):
                 meter.read(self._is_active_R)
+                self._clock.lap("steps")
                 self._save(state, saver, meter)
+                self._clock.lap("checkpoints")
                 last_saved = self._step
         meter.read(self._is_active_R)
         self._profile.stop()
@@ -228,6 +236,8 @@ class Trainer:
         if distributed.is_lead():
             run_lib.seal(self._workdir, self._step, best, calibrations)
         distributed.barrier("the run is sealed")
+        self._clock.lap("calibration")
+        LOGGER.info("parts: %s", self._clock)
         for (horizon, seed), epoch in zip(self._names(), to_host(state.replicas.best_epoch), strict=True):
             LOGGER.info("horizon %s, seed %d: best epoch %d", horizon, seed, epoch)
 

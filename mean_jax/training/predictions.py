@@ -10,6 +10,7 @@ import numpy as np
 from mean_jax.data.store import SplitRows
 from mean_jax.evaluation.calibration import fit_levelled
 from mean_jax.labels import to_currency
+from mean_jax.progress import Progress
 from mean_jax.run import PERCENTILE_LEVELS, HorizonCalibration, Program
 from mean_jax.sharding import local_mesh, sum_over_processes
 from mean_jax.threads import map_ahead
@@ -24,6 +25,13 @@ def stored_words(rows: SplitRows, every: int = 1) -> Iterator[np.ndarray]:
     """Yields words_BxW over a split in its order, as stored, of its blocks one in `every`."""
     for start in range(0, len(rows), every * PREDICT_BATCH_SIZE):
         yield rows.gather(np.arange(start, min(start + PREDICT_BATCH_SIZE, len(rows))))
+
+
+def counted(words: Iterator[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
+    """Yields words_BxW and counts their rows once they are done with."""
+    for words_BxW in words:
+        yield words_BxW
+        progress.update(len(words_BxW))
 
 
 def split_words(rows: SplitRows, every: int = 1) -> Iterator[np.ndarray]:
@@ -91,9 +99,21 @@ class SplitPredictions:
 
 
 def predict_rows(
-    program: Program, variables: Variables, rows: SplitRows, max_rows: int | None = None
+    program: Program,
+    variables: Variables,
+    rows: SplitRows,
+    max_rows: int | None = None,
+    description: str = "predict",
 ) -> SplitPredictions:
-    """Returns the predictions of all replicas for a split, or for about `max_rows` rows from all over it."""
+    """Returns the predictions of all replicas for a split, or for about `max_rows` rows from all over it.
+
+    Args:
+      program: of the run.
+      variables: of the R replicas.
+      rows: the split.
+      max_rows: None for all rows.
+      description: that of the progress.
+    """
     layout = program.schema.layout
     predictor = RowPredictor(program.predict_fn, variables)
     # Every so many blocks: rows that were appended to a store stand at its end.
@@ -104,7 +124,11 @@ def predict_rows(
         scaled_RxBxK = predictor(words_BxW)["scaled"] if is_own(block) else program.no_predictions(len(words_BxW))
         return scaled_RxBxK, layout.labels_of(words_BxW).astype(np.float64)  # a view would keep all rows in memory
 
-    scaled, labels = zip(*map_ahead(predict, enumerate(split_words(rows, every))), strict=True)
+    starts = np.arange(0, len(rows), every * PREDICT_BATCH_SIZE)
+    num_rows = int(np.minimum(PREDICT_BATCH_SIZE, len(rows) - starts).sum())
+    with Progress(description, num_rows) as progress:
+        blocks = enumerate(counted(split_words(rows, every), progress))
+        scaled, labels = zip(*map_ahead(predict, blocks), strict=True)
     return SplitPredictions(sum_over_processes(np.concatenate(scaled, axis=1)), np.concatenate(labels))
 
 
@@ -115,8 +139,8 @@ def fit_calibrations(
 
     Shape and level are fitted as `calibration.fit_levelled` says, on at most a million training rows.
     """
-    on_validation = predict_rows(program, variables, validation)
-    on_train = predict_rows(program, variables, train, MAX_LEVEL_ROWS)
+    on_validation = predict_rows(program, variables, validation, description="calibrate, validation rows")
+    on_train = predict_rows(program, variables, train, MAX_LEVEL_ROWS, "calibrate, training rows")
     calibrations = []
     for horizon in range(program.schema.layout.num_labels):
         raw_SxV, label_V = on_validation.known(program, horizon)

@@ -11,6 +11,7 @@ import numpy as np
 from mean_jax.data.pipeline import padded_batches
 from mean_jax.data.store import SplitRows
 from mean_jax.evaluation.metrics import point_metrics
+from mean_jax.progress import Progress
 from mean_jax.run import Program
 from mean_jax.sharding import on_mesh, own_rows
 from mean_jax.threads import available_processors
@@ -70,7 +71,11 @@ class Validation:
         Numbers are the exact loss terms and the mean of each metric over the horizons, named `validation/...`; a
         replica that was stopped early, or whose predictions are not finite, has none.
         """
-        results = [self._validate(state, *batch) for batch in self._batches()]
+        results = []
+        with Progress("validate", len(self._rows)) as progress:
+            for number, (words_BxW, mask_B) in enumerate(self._batches()):
+                results.append(self._validate(state, words_BxW, mask_B))
+                progress.update(min(len(mask_B), len(self._rows) - number * len(mask_B)))  # the last one is padded
         count_R = np.maximum(1, sum(np.asarray(count, np.float64) for _, _, count in results))
         scaled_RxVxK = np.concatenate([np.asarray(scaled) for scaled, _, _ in results], axis=1)
         sums = [terms for _, terms, _ in results]
