@@ -187,12 +187,17 @@ def test_the_epoch_line_gives_the_means_that_the_metrics_have(placement, store_p
 
 def test_a_run_says_how_far_it_is_and_what_its_parts_took(store_path, store, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(progress, "_SECONDS_PER_LINE", 0.0)
-    with caplog.at_level("INFO"):
-        assert train_tiny(store_path, tmp_path / "run", "train.max_epochs=1")
+    with caplog.at_level("INFO"):  # an epoch is one dispatch
+        assert train_tiny(store_path, tmp_path / "run", "train.max_epochs=1", "data.placement=device")
     lines = caplog.messages
-    for what, split in (("validate", "validation"), ("calibrate, validation rows", "validation")):
-        assert any(line.startswith(f"{what}: {len(store.split(split)):,} of ") for line in lines), lines
-    assert any(line.startswith(f"calibrate, training rows: {len(store.split('train')):,} of ") for line in lines), lines
+    num_rows = {split: f"{len(store.split(split)):,}" for split in ("train", "validation")}
+    for what, split in (
+        ("validate", "validation"),
+        ("calibrate, validation rows", "validation"),
+        ("calibrate, training rows", "train"),
+    ):
+        last = [line for line in lines if line.startswith(f"{what}: ")][-1]
+        assert last.startswith(f"{what}: {num_rows[split]} of {num_rows[split]} (100%) rows"), lines
     (parts,) = [line for line in lines if line.startswith("parts: ")]
     names = ("start", "steps", "validation", "checkpoints", "calibration")
     assert re.fullmatch("parts: " + ", ".join(rf"{name} \d+\.\d s" for name in names), parts), parts

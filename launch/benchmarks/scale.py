@@ -116,17 +116,16 @@ def _bytes_in(folder: Path, pattern: str = "*") -> int:
 
 
 def epoch_seconds(log: str) -> float:
-    """Returns the seconds of steps and validation, without the first dispatch, in the log of a training.
+    """Returns the seconds of steps and validation in the log of a training.
 
     Raises:
       UserError: they do not stand there.
     """
-    found = re.search(r" parts: .*\bsteps ([\d.]+) s, validation ([\d.]+) s", log)
-    if found is None:
-        raise UserError(
-            "mean-jax-train: its log names no seconds of steps and validation; keep the log's level at INFO"
-        )
-    return float(found[1]) + float(found[2])
+    parts = re.search(r" parts: (.*)", log)
+    seconds = dict(re.findall(r"(\w+) ([\d.]+) s", parts[1])) if parts else {}
+    if not {"steps", "validation"} <= set(seconds):
+        raise UserError("mean-jax-train: its log does not say what steps and validation took")
+    return float(seconds["steps"]) + float(seconds["validation"])
 
 
 def _machine() -> str:

@@ -47,18 +47,17 @@ class Curve:
         rows = [rows - self.base_rows for rows in self.rows[first:]]
         return slope(rows, [seconds - self.base_seconds for seconds in self.seconds[first:]])
 
-    def project(self, rows: int, exponent: float | None, repeats: int = 1) -> float | None:
-        """Returns the seconds for more rows from those of the largest size, the fixed cost once.
+    def project(self, rows: int, exponent: float | None) -> float | None:
+        """Returns the seconds for more rows from those of the largest size.
 
         Args:
           rows: at least those of the small run.
           exponent: by which time grows with the rows, such as the net slope; None gives None.
-          repeats: epochs; what grows with the rows is done that often.
         """
         if exponent is None:
             return None
         growth = ((rows - self.base_rows) / (self.rows[-1] - self.base_rows)) ** exponent
-        return self.base_seconds + repeats * (self.seconds[-1] - self.base_seconds) * growth
+        return self.base_seconds + (self.seconds[-1] - self.base_seconds) * growth
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,8 +43,8 @@ class Target:
         if name == "train":
             return None, None
         repeats = self.epochs if name == "epoch" else 1
-        by_slope = curve.project(self.num_rows, curve.net_slope, repeats)
-        return by_slope, curve.project(self.num_rows, 1.0, repeats)
+        by_slope, linear = (curve.project(self.num_rows, exponent) for exponent in (curve.net_slope, 1.0))
+        return by_slope and repeats * by_slope, linear and repeats * linear
 
 
 def medians(rounds: Sequence[Sizes]) -> Sizes:

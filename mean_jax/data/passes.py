@@ -124,6 +124,19 @@ class _SpillUnit:
         return TextPlaces(self.scratch, self.schema.categorical)
 
     def __call__(self, unit: Unit) -> Spilled:
+        try:
+            return self._spill(unit)
+        except UnicodeDecodeError as error:  # of a dictionary, which may name texts of other batches
+            for rows in unit.rows(self.schema.categorical):
+                for name in self.schema.categorical:
+                    require_utf8(rows.batch.column(name), name, rows.place)
+            files = ", ".join(str(piece.file) for piece in unit.pieces)
+            raise UserError(
+                f"{files}: the dictionary of a text column holds {error.object!r}, which is not UTF-8 and which no row "
+                "has; write text as UTF-8"
+            ) from None
+
+    def _spill(self, unit: Unit) -> Spilled:
         schema = self.schema
         done = self.nothing()
         names = [name for _, name in self.plan.names]
@@ -160,12 +173,7 @@ class _SpillUnit:
         labels_start = layout.num_words - layout.num_labels
         numeric_block(batch, self.schema.numeric, found.rows.place, words_BxW[:, : layout.num_numeric])
         if layout.num_categorical:
-            try:
-                places_BxD = self._places(batch, position, found.is_train, counts)
-            except UnicodeDecodeError:
-                for name in self.schema.categorical:
-                    require_utf8(batch.column(name), name, found.rows.place)
-                raise
+            places_BxD = self._places(batch, position, found.is_train, counts)
             words_BxW[:, layout.num_numeric : labels_start] = places_BxD.view(np.float32)
         words_BxW[:, labels_start:] = found.labels
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from mean_jax.data.tables import missing_column
+from mean_jax.data.unify import is_text
 from mean_jax.errors import UserError
 from mean_jax.fileio import read_json, write_json
 from mean_jax.types import RowLayout
@@ -60,12 +61,6 @@ class Schema:
 
 def is_numeric(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or kind == pa.bool_()
-
-
-def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def check_id_type(kind: pa.DataType, name: str) -> None:

@@ -17,7 +17,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from mean_jax import csv_faults
-from mean_jax.data.unify import unify_schemas
+from mean_jax.data.unify import is_text, unify_schemas
 from mean_jax.errors import UserError
 from mean_jax.inputs import FileStamp, find_files, is_csv
 from mean_jax.log import LOGGER
@@ -91,9 +91,9 @@ class TableSource:
                     yield batch.cast(schema, safe=False)  # integers beside floats may be rounded
 
 
-def _unreadable(file: Path, is_text: bool, error: Exception) -> UserError:
+def _unreadable(file: Path, is_csv_file: bool, error: Exception) -> UserError:
     """Returns the error of a file that Arrow gave up on: for CSV with the line at fault, if one is found."""
-    fault = csv_faults.find_fault(file) if is_text else None
+    fault = csv_faults.find_fault(file) if is_csv_file else None
     return UserError(f"{file} {fault}" if fault else f"{file}: cannot be read, mend or replace it: {error}")
 
 
@@ -108,17 +108,17 @@ def without_views(table: pa.Schema) -> pa.Schema:
     return pa.schema([field.with_type(plain(field.type)) for field in table])
 
 
-def _file_schema(file: Path, is_text: bool) -> pa.Schema:
-    if is_text and (mark := csv_faults.other_separator(file)):
+def _file_schema(file: Path, is_csv_file: bool) -> pa.Schema:
+    if is_csv_file and (mark := csv_faults.other_separator(file)):
         raise UserError(f"{file}: seems to be separated by {mark!r}; write it with commas between the columns")
     try:
-        if is_text:
+        if is_csv_file:
             with pa_csv.open_csv(file, parse_options=_CSV_LAYOUT) as reader:
                 schema = pa.schema([(name, pa.string()) for name in reader.schema.names])
         else:
             schema = without_views(pq.read_schema(file))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _unreadable(file, is_text, error) from error
+        raise _unreadable(file, is_csv_file, error) from error
     if "" in schema.names:  # as of the row numbers that pandas writes unless it is told not to
         raise UserError(
             f"{file}: column {1 + schema.names.index('')} has no name; name it or write the file without it"
@@ -183,35 +183,40 @@ def open_tables(path: str, flag: str, id_column: str | None = None, all_types: b
     """
     files = find_files(path, flag)
     stamps = tuple(FileStamp.of(file) for file in files)
-    is_text = is_csv(files[0], flag)
+    is_csv_file = is_csv(files[0], flag)
     for file in files[1:]:
-        if is_csv(file, flag) != is_text:
+        if is_csv(file, flag) != is_csv_file:
             raise UserError(f"{flag}: {files[0]} and {file} are of two formats; give Parquet or CSV files, not both")
-    schema = unify_schemas(files, lambda file: _file_schema(file, is_text), flag, id_column)
-    source = TableSource(tuple(files), stamps, is_text, schema, {name: pa.string() for name in schema.names if is_text})
-    if not is_text or id_column is None or id_column not in schema.names:
+    schema = unify_schemas(files, lambda file: _file_schema(file, is_csv_file), flag, id_column)
+    source = TableSource(
+        tuple(files), stamps, is_csv_file, schema, {name: pa.string() for name in schema.names if is_csv_file}
+    )
+    if not is_csv_file or id_column is None or id_column not in schema.names:
         return source
     return _typed(source, id_column, all_types)
 
 
 def require_utf8(column: pa.Array, name: str, place: Callable[[int], str]) -> None:
-    """Raises UserError if a text of a column is not UTF-8, which Arrow reads from Parquet without a look at it.
+    """Raises UserError if the text of a row is not UTF-8, which Arrow reads from Parquet without a look at it.
 
     Args:
-      column: of one record batch.
+      column: of one record batch, of any type.
       name: the column's name.
       place: names a row of the batch.
     """
+    texts = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    if not is_text(texts.type):
+        return
     try:
-        column.validate(full=True)
-    except pa.ArrowInvalid as fault:
-        for row in range(len(column)):
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        for row in range(len(texts)):
             try:
-                column[row].as_py()
+                texts[row].as_py()
             except UnicodeDecodeError as error:
                 what = f"{place(row)}: column {name} is {error.object!r}"
                 raise UserError(f"{what}, not UTF-8; write text as UTF-8") from None
-        raise UserError(f"{place(0)}: column {name} cannot be read, write text as UTF-8: {fault}") from fault
+        raise
 
 
 def missing_column(name: str, flag: str, available: Iterable[str], where: object, user: str = "") -> UserError:

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mean_jax.data.schema import Schema, is_numeric, is_text
+from mean_jax.data.schema import Schema, is_numeric
 from mean_jax.data.tables import require_utf8
+from mean_jax.data.unify import is_text
 from mean_jax.errors import UserError
 from mean_jax.types import EncoderConstants
 

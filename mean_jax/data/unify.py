@@ -9,10 +9,11 @@ import pyarrow as pa
 from mean_jax.errors import UserError
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Tells whether values of a type are text, in a dictionary or not."""
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def wider_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
@@ -25,7 +26,7 @@ def wider_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return a
     if pa.types.is_null(a):
         return b
-    if _is_text(a) and _is_text(b):
+    if is_text(a) and is_text(b):
         return pa.large_string()
     if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (a, b)):
         return pa.from_numpy_dtype(np.promote_types(a.to_pandas_dtype(), b.to_pandas_dtype()))

@@ -66,6 +66,7 @@ class Trainer:
         profile: Profile,
         held: lock.Held | None = None,
     ) -> None:
+        self._clock = LapClock()
         self._program = program
         self._workdir = workdir
         self._strict_restore = strict_restore
@@ -85,7 +86,6 @@ class Trainer:
         self._is_active_R = np.ones(len(program.specs), bool)
         self._step = 0
         self._writer: MetricsWriter | None = None  # of the lead process alone
-        self._clock = LapClock()
 
     def _names(self) -> list[tuple[str, int]]:
         """Returns (horizons, and the value of a sweep, as one text; seed) of each replica."""
@@ -155,16 +155,15 @@ class Trainer:
         if self._step:
             notes = checkpoints.read_notes(self._workdir / run_lib.LATEST, self._step)
             meter.restore(notes.get("epoch", {}))  # the means of an epoch that was cut in two are those of the whole
-        first_step = last_saved = self._step
+        last_saved = self._step
         for dispatch in feed(self._step):
             if interruption.agreed() or not self._is_active_R.any():
                 break
             with self._profile.dispatch():
                 state, metrics = dispatch.run(state)
+                self._clock.lap_once("start")  # compiled, and under way
                 # The device is busy with this dispatch now; reading the one before costs no waiting.
                 meter.read(self._is_active_R)
-            if self._step > first_step:
-                self._clock.lap_once("start")  # the first dispatch and what came before: compilation
             self._step += dispatch.num_steps
             meter.push(self._step - dispatch.num_steps + 1, self._step, metrics)
             epoch = (self._step - 1) // plan.epoch_steps + 1
@@ -232,6 +231,7 @@ class Trainer:
         with contextlib.closing(checkpoints.CheckpointWriter(self._workdir / run_lib.BEST, -1)) as saver:
             saver.save(self._step, best)
         best = to_host(best)
+        self._clock.lap("checkpoints")
         calibrations = fit_calibrations(self._program, best, self._validation_rows, self._rows)
         if distributed.is_lead():
             run_lib.seal(self._workdir, self._step, best, calibrations)

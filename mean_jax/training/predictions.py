@@ -28,7 +28,7 @@ def stored_words(rows: SplitRows, every: int = 1) -> Iterator[np.ndarray]:
 
 
 def counted(words: Iterator[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
-    """Yields words_BxW and counts their rows once they are done with."""
+    """Yields words_BxW and counts their rows when the next ones are asked for."""
     for words_BxW in words:
         yield words_BxW
         progress.update(len(words_BxW))
