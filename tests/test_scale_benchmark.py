@@ -265,9 +265,15 @@ def test_a_log_without_the_parts_of_training():
         scale.epoch_seconds("12:00:00 epoch 1: loss 2.5\n")
 
 
-def test_the_evaluation_of_median_time_counts(horizons, tmp_path, monkeypatch):
-    horizons("cltv_30", "--evaluations=5")
-    seconds = iter([6.0, 3.0, 1.0, 2.0, 4.0])
+def test_short_commands_run_again_and_the_median_counts(horizons, tmp_path, monkeypatch):
+    horizons("cltv_30", "--repeat_seconds=10")
+    seconds = {
+        "generate": iter([6.0, 3.0, 4.0]),
+        "prepare": iter([1.0, 2.0, 1.5, 0.5, 3.0]),  # at most five
+        "train": iter([30.0]),
+        "evaluate": iter([7.0, 8.0]),
+        "score": iter([10.0]),
+    }
 
     def measure(command: list[str], log: Path) -> "process_meter.Usage":
         name = log.stem.partition("-")[2]
@@ -275,14 +281,15 @@ def test_the_evaluation_of_median_time_counts(horizons, tmp_path, monkeypatch):
         assert not written.exists()
         written.mkdir()
         log.write_text(LOG)
-        return process_meter.Usage(next(seconds) if name == "evaluate" else 1.0, *range(7))
+        return process_meter.Usage(next(seconds[name]), *range(7))
 
     monkeypatch.setattr(scale, "measure", measure)
     results = scale._open_results(tmp_path / "scale.json", {})
     scale._measure_size(results, 0, tmp_path, 9)
     assert {name: stage["seconds"] for name, stage in results["rounds"][0]["9"].items()} == {
-        "generate": 1.0, "prepare": 1.0, "train": 1.0, "evaluate": 3.0, "score": 1.0
+        "generate": 4.0, "prepare": 1.5, "train": 30.0, "evaluate": 8.0, "score": 10.0
     }  # fmt: skip
+    assert all(next(rest, None) is None for rest in seconds.values())
 
 
 # The meter.

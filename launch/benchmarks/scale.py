@@ -38,6 +38,7 @@ from mean_jax.log import LOGGER
 
 KIND, VERSION = "mean-jax scale benchmark", 3
 _SHEET = "NVIDIA H100 Tensor Core GPU data sheet, SXM"
+_MAX_RUNS = 5
 _FLAGS = flags.FlagValues()  # of this command alone
 
 
@@ -50,11 +51,12 @@ _OUTPUT = flags.DEFINE_string(
 )
 _ROWS = flags.DEFINE_list("rows", ["250000", "500000", "1000000", "2000000"], "Customers per size.", flag_values=_FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Rounds over all sizes.", lower_bound=1, flag_values=_FLAGS)
-_EVALUATIONS = flags.DEFINE_integer(
-    "evaluations",
-    1,
-    "Times that each evaluation runs, most of which is fixed cost; the run of median time counts, the slower of two.",
-    lower_bound=1,
+_REPEAT_SECONDS = flags.DEFINE_float(
+    "repeat_seconds",
+    0.0,
+    f"Each command runs again until its runs took so long in all, at most {_MAX_RUNS} times: the speed of a shared "
+    "machine moves. The run of median time counts, the slower of two.",
+    lower_bound=0.0,
     flag_values=_FLAGS,
 )
 _BASE_ROWS = flags.DEFINE_integer(
@@ -170,19 +172,20 @@ def _measure_size(results: dict[str, Any], number: int, output: Path, rows: int)
     for stage, (command, written) in commands(folder, rows).items():
         if stage in done and (is_whole or written.exists()):
             continue
-        usages = []
-        for _ in range(_EVALUATIONS.value if stage == "evaluate" else 1):
-            shutil.rmtree(written, ignore_errors=True)  # what an interrupted call left
+        runs: list[dict[str, float]] = []
+        while not runs or (len(runs) < _MAX_RUNS and sum(run["seconds"] for run in runs) < _REPEAT_SECONDS.value):
+            shutil.rmtree(written, ignore_errors=True)  # what an interrupted call left, or the run before
             LOGGER.info("round %d, %d rows: %s", number + 1, rows, stage)
-            usages.append(measure(command, output / f"{rows}-{stage}.log"))
-        usage = sorted(usages, key=operator.attrgetter("seconds"))[len(usages) // 2]
-        done[stage] = dataclasses.asdict(usage) | {"output_bytes": _bytes_in(written)}
-        if stage == "train":
-            done[stage]["epoch_seconds"] = epoch_seconds((output / f"{rows}-{stage}.log").read_text())
+            log = output / f"{rows}-{stage}.log"
+            runs.append(dataclasses.asdict(measure(command, log)))
+            if stage == "train":
+                runs[-1]["epoch_seconds"] = epoch_seconds(log.read_text())
+        done[stage] = sorted(runs, key=operator.itemgetter("seconds"))[len(runs) // 2]
+        done[stage]["output_bytes"] = _bytes_in(written)
         if stage == "prepare":
             done[stage]["row_bytes"] = _bytes_in(written, "*.bin") / rows
         write_json(output / "scale.json", KIND, VERSION, results)
-        LOGGER.info("%d rows: %s took %.1f s", rows, stage, usage.seconds)
+        LOGGER.info("%d rows: %s took %.1f s", rows, stage, done[stage]["seconds"])
     if not _KEEP.value:
         shutil.rmtree(folder)
 
@@ -276,7 +279,7 @@ def _main() -> None:
         "features": _FEATURES.value,
         "horizons": _HORIZONS.value,
         "base_rows": _BASE_ROWS.value,
-        "evaluations": _EVALUATIONS.value,
+        "repeat_seconds": _REPEAT_SECONDS.value,
         "prepare_flags": _PREPARE_FLAGS.value,
         "train_flags": _TRAIN_FLAGS.value,
     }
