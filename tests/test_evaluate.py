@@ -17,6 +17,7 @@ from mean_jax.fileio import file_sha256, read_json
 from mean_jax.run import load_run
 from mean_jax.training.predictions import split_words
 from tests.conftest import LABELS, make_table
+from tests.test_prepare import garbled
 
 METRICS = {
     "percentile_mape",
@@ -215,6 +216,8 @@ def test_wrong_tables_and_stores(run_path, store_path, tmp_path, call):
     assert "--data: column cltv_365, which the run needs, is not in" in error(tmp_path / "no_label.parquet")
     pq.write_table(table.drop_columns(["age"]), tmp_path / "no_feature.parquet")
     assert "age" in error(tmp_path / "no_feature.parquet")
+    pq.write_table(garbled(table, "city", 17, "plain"), tmp_path / "garbled.parquet")
+    assert "garbled.parquet row 18: column city is b'caf\\xe9', not UTF-8" in error(tmp_path / "garbled.parquet")
     pq.write_table(without_values(table, *LABELS), tmp_path / "censored.parquet")
     line = error(tmp_path / "censored.parquet", split="all")
     assert "has no known label cltv_30 or cltv_365 in this split; evaluate customers whose horizons are over" in line

@@ -13,6 +13,7 @@ from mean_jax.cli.prepare import main
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import SPLITS, Store
 from mean_jax.data.transform import MISSING_CODE, UNKNOWN_CODE, CategoryEncoder, category_indices, numeric_block
+from mean_jax.errors import UserError
 from tests.conftest import LABELS
 
 
@@ -27,6 +28,17 @@ def prepared(table: pa.Table, folder, **options) -> Store:
 def replaced(table: pa.Table, **columns) -> pa.Table:
     """Returns the table with the given columns in place of its own, or after them."""
     return pa.table({name: table[name] for name in table.column_names} | columns)
+
+
+def garbled(table: pa.Table, column: str, row: int, kind: str) -> pa.Table:
+    """Returns the table with a text that is not UTF-8 in a row of a column, which Arrow writes without a look."""
+    texts = [str(value).encode() for value in table[column].to_pylist()]
+    texts[row] = b"caf\xe9"
+    if kind == "dictionary":
+        values, indices = np.unique(np.array(texts, object), return_inverse=True)
+        listed = pa.array(values.tolist(), pa.binary()).view(pa.string())
+        return replaced(table, **{column: pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), listed)})
+    return replaced(table, **{column: pa.array(texts, pa.binary()).view(pa.string())})
 
 
 def rows_by_id(store: Store) -> dict[str, tuple[str, np.ndarray]]:
@@ -304,10 +316,19 @@ def test_slices_are_encoded_as_the_whole(kind):
     texts = [(None, "x", "y", "new")[row % 7 % 4] for row in range(60)]
     column = pa.array(texts, kind).dictionary_encode()
     encoder = CategoryEncoder(("a",), (("y", "x"),))
-    whole = encoder(pa.record_batch([column], ["a"]))
+    whole = encoder(pa.record_batch([column], ["a"]), str)
     assert whole[:4, 0].tolist() == [MISSING_CODE, 3, 2, UNKNOWN_CODE]
     for start, size in ((0, 60), (3, 17), (8, 16), (59, 1)):
         batch = pa.record_batch([column], ["a"]).slice(start, size)
-        np.testing.assert_array_equal(encoder(batch), whole[start : start + size])
+        np.testing.assert_array_equal(encoder(batch, str), whole[start : start + size])
     other = pa.array(["y", "z", None]).dictionary_encode()  # another dictionary than the one that was kept
-    assert encoder(pa.record_batch([other], ["a"]))[:, 0].tolist() == [2, UNKNOWN_CODE, MISSING_CODE]
+    assert encoder(pa.record_batch([other], ["a"]), str)[:, 0].tolist() == [2, UNKNOWN_CODE, MISSING_CODE]
+
+
+def test_a_text_that_is_not_utf8_is_found_in_a_later_batch_with_the_same_dictionary():
+    texts = garbled(pa.table({"a": ["x", "y", "x", "z"]}), "a", 3, "dictionary")["a"].chunk(0)
+    encoder = CategoryEncoder(("a",), (("y", "x"),))
+    first, second = (pa.record_batch([texts.slice(start, 2)], ["a"]) for start in (0, 2))
+    assert encoder(first, str)[:, 0].tolist() == [3, 2]
+    with pytest.raises(UserError, match=r"^1: column a is b'caf\\xe9', not UTF-8"):
+        encoder(second, str)

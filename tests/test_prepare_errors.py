@@ -20,7 +20,7 @@ from mean_jax.data.transform import numeric_values
 from mean_jax.errors import UserError
 from mean_jax.types import RowLayout
 from tests.conftest import LABELS
-from tests.test_prepare import replaced
+from tests.test_prepare import garbled, replaced
 
 
 @pytest.fixture
@@ -179,17 +179,6 @@ def test_a_useless_label_may_be_left_out(call, table, tmp_path):
 )
 def test_features_that_cannot_be_used(refused, table, columns, message):
     refused(replaced(table, **columns), message)
-
-
-def garbled(table: pa.Table, column: str, row: int, kind: str) -> pa.Table:
-    """Returns the table with a text that is not UTF-8 in a row of a column, which Arrow writes without a look."""
-    texts = [str(value).encode() for value in table[column].to_pylist()]
-    texts[row] = b"caf\xe9"
-    if kind == "dictionary":
-        values, indices = np.unique(np.array(texts, object), return_inverse=True)
-        listed = pa.array(values.tolist(), pa.binary()).view(pa.string())
-        return replaced(table, **{column: pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), listed)})
-    return replaced(table, **{column: pa.array(texts, pa.binary()).view(pa.string())})
 
 
 @pytest.mark.parametrize("column", ["customer_id", "channel", "part"])

@@ -126,7 +126,8 @@ def test_eight_devices_share_all_but_the_disk():
 
 def usage(seconds: float) -> dict[str, float]:
     names = [field.name for field in dataclasses.fields(process_meter.Usage)]
-    further = {"cpu_seconds": 2 * seconds, "epoch_seconds": seconds / 2, "output_bytes": 1e9}
+    further = {"cpu_seconds": 2 * seconds, "user_seconds": 4 + abs(seconds - 12) ** 1.25}
+    further |= {"epoch_seconds": seconds / 2, "output_bytes": 1e9}
     return dict.fromkeys(names, 2e9) | {"seconds": seconds} | further
 
 
@@ -134,14 +135,17 @@ def test_the_tables():
     sizes = {rows: {stage: usage(10 + 1e-4 * rows) for stage in scale_report.STAGES} for rows in (BASE_ROWS, *ROWS)}
     target = scale_report.Target(22_000_000, 15)
     stages = scale_report.curves(sizes, BASE_ROWS)
-    lines = scale_report.seconds_table(stages, [stages], target).splitlines()
+    of_users = scale_report.user_slopes(sizes, BASE_ROWS)
+    lines = scale_report.seconds_table(stages, [stages], of_users, target).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert (
-        lines[3]
-        == "| `mean-jax-prepare` | 12.0 | 35.0 | 60.0 | 110.0 | 210.0 | 0.86 | 1.00 | 1.00 | 36.8 min | 36.8 min |"
+    assert lines[3].startswith(
+        "| `mean-jax-prepare` | 12.0 | 35.0 | 60.0 | 110.0 | 210.0 | 0.86 | 1.00 | 1.00 | 1.25 |"
     )
-    assert lines[4].endswith("| 1.00 | - | - |")  # calibration is of a bounded sample, done once
-    assert lines[5].startswith("| of it steps and validation | 6.0 | 17.5 |") and lines[5].endswith("| 4.6 h | 4.6 h |")
+    assert lines[3].endswith("| 36.8 min | 36.8 min |")
+    assert lines[4].endswith("| 1.00 | 1.25 | - | - |")  # calibration is of a bounded sample, done once
+    assert lines[5].startswith("| of it steps and validation | 6.0 | 17.5 |") and lines[5].endswith(
+        "| - | 4.6 h | 4.6 h |"
+    )
     lines = scale_report.usage_table(sizes).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "at 250,000 rows" in lines[0]
@@ -158,7 +162,7 @@ def test_medians_of_rounds_and_the_slopes_of_each():
     assert scale_report.medians(rounds) == rounds[2]
     stages = scale_report.curves(scale_report.medians(rounds), BASE_ROWS)
     of_rounds = [scale_report.curves(sizes, BASE_ROWS) for sizes in rounds]
-    line = scale_report.seconds_table(stages, of_rounds, scale_report.Target(22_000_000, 15)).splitlines()[2]
+    line = scale_report.seconds_table(stages, of_rounds, {}, scale_report.Target(22_000_000, 15)).splitlines()[2]
     rows = np.array(ROWS) - BASE_ROWS
     seconds = np.array([1.0, 1.0, 1.0, 2.0]) * ROWS - BASE_ROWS
     expected = np.polyfit(np.log(rows), np.log(seconds), 1)[0]
@@ -242,7 +246,7 @@ def test_finished_stages_are_skipped(horizons, tmp_path, monkeypatch):
         written.mkdir()
         (written / "a.bin").write_bytes(bytes(90))
         log.write_text(LOG)
-        return process_meter.Usage(*range(8))
+        return process_meter.Usage(*range(9))
 
     monkeypatch.setattr(scale, "measure", measure)
     results = scale._open_results(tmp_path / "scale.json", {})
@@ -281,7 +285,7 @@ def test_short_commands_run_again_and_the_median_counts(horizons, tmp_path, monk
         assert not written.exists()
         written.mkdir()
         log.write_text(LOG)
-        return process_meter.Usage(next(seconds[name]), *range(7))
+        return process_meter.Usage(next(seconds[name]), *range(8))
 
     monkeypatch.setattr(scale, "measure", measure)
     results = scale._open_results(tmp_path / "scale.json", {})
@@ -316,7 +320,7 @@ def test_the_meter_counts_children(tmp_path, monkeypatch):
     assert cost.peak_anonymous_bytes > 50_000_000
     assert cost.peak_rss_bytes > cost.peak_anonymous_bytes
     assert cost.seconds > 0.6
-    assert 0 < cost.cpu_seconds < cost.seconds * 64
+    assert 0 < cost.user_seconds < cost.cpu_seconds < cost.seconds * 64
 
 
 def test_a_command_that_fails(tmp_path):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mean_jax.cli.score import main
-from tests.test_prepare import replaced
+from tests.test_prepare import garbled, replaced
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,13 @@ def test_values_and_types_that_cannot_be_read(few, refused):
     )
     refused(r"column spend is of type list<.*>; expected numbers", replaced(few, spend=[[1.0]] * 40))
     refused(r"column city is of type list<.*>; expected text", replaced(few, city=[["a"]] * 40))
+
+
+@pytest.mark.parametrize("column", ["customer_id", "city"])
+@pytest.mark.parametrize("kind", ["plain", "dictionary"])
+def test_text_that_is_not_utf8(few, refused, kind, column):
+    message = rf"input\.parquet row 18: column {column} is b'caf\\xe9', not UTF-8; write text as UTF-8"
+    refused(message, garbled(few, column, 17, kind))
 
 
 def test_ids(few, refused):

@@ -26,6 +26,7 @@ class Usage:
 
     seconds: float
     cpu_seconds: float
+    user_seconds: float  # of them the program's own, without the kernel's
     read_bytes: int  # through read(): page cache or disk, not memory maps
     written_bytes: int
     disk_read_bytes: int  # that the page cache did not have, memory maps included
@@ -99,6 +100,7 @@ def measure(command: Sequence[str], log: Path) -> Usage:
     return Usage(
         seconds=seconds,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
+        user_seconds=usage.ru_utime,
         read_bytes=counters["rchar"],
         written_bytes=counters["wchar"],
         disk_read_bytes=counters["read_bytes"],

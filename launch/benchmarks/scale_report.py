@@ -58,6 +58,12 @@ def medians(rounds: Sequence[Sizes]) -> Sizes:
     }
 
 
+def _curve(sizes: Sizes, base_rows: int, stage: str, figure: str) -> Curve:
+    rows = tuple(sorted(rows for rows in sizes if rows != base_rows))
+    values = tuple(sizes[size][stage][figure] for size in rows)
+    return Curve(rows, values, base_rows, sizes[base_rows][stage][figure])
+
+
 def curves(sizes: Sizes, base_rows: int) -> dict[str, Curve]:
     """Returns the curve of each stage, and of the epoch within the training.
 
@@ -65,16 +71,12 @@ def curves(sizes: Sizes, base_rows: int) -> dict[str, Curve]:
       sizes: the small run among them.
       base_rows: rows of the small run.
     """
-    rows = tuple(sorted(rows for rows in sizes if rows != base_rows))
-    return {
-        name: Curve(
-            rows,
-            tuple(sizes[size][stage][figure] for size in rows),
-            base_rows,
-            sizes[base_rows][stage][figure],
-        )
-        for name, (stage, figure) in _SECONDS.items()
-    }
+    return {name: _curve(sizes, base_rows, stage, figure) for name, (stage, figure) in _SECONDS.items()}
+
+
+def user_slopes(sizes: Sizes, base_rows: int) -> dict[str, float | None]:
+    """Returns each stage's slope, less the fixed cost, of the processors' seconds in its program; see `curves`."""
+    return {stage: _curve(sizes, base_rows, stage, "user_seconds").net_slope for stage in STAGES}
 
 
 def _number(value: float | None) -> str:
@@ -90,12 +92,18 @@ def _with_rounds(value: float | None, of_rounds: Sequence[float | None]) -> str:
     return f"{_number(value)} ({spread})"
 
 
-def seconds_table(stages: Mapping[str, Curve], of_rounds: Sequence[Mapping[str, Curve]], target: Target) -> str:
+def seconds_table(
+    stages: Mapping[str, Curve],
+    of_rounds: Sequence[Mapping[str, Curve]],
+    of_users: Mapping[str, float | None],
+    target: Target,
+) -> str:
     """Returns seconds by rows, the slopes, and the time of the target on this machine.
 
     Args:
       stages: curves of the medians.
       of_rounds: those of single rounds.
+      of_users: slopes of the seconds in user mode, by stage.
       target: what is extrapolated to.
     """
     first = stages[STAGES[0]]
@@ -103,6 +111,7 @@ def seconds_table(stages: Mapping[str, Curve], of_rounds: Sequence[Mapping[str, 
     head += [
         "slope less the fixed cost",
         "of the two largest sizes",
+        "of the seconds in user mode",
         f"{target.num_rows:,} rows, {target.epochs} epochs by that slope",
         "if linear",
     ]
@@ -112,7 +121,8 @@ def seconds_table(stages: Mapping[str, Curve], of_rounds: Sequence[Mapping[str, 
         projected = [duration(value) for value in target.projections(stage, curve)]
         net_slope = _with_rounds(curve.net_slope, [single[stage].net_slope for single in of_rounds])
         last_slope = _with_rounds(curve.last_net_slope, [single[stage].last_net_slope for single in of_rounds])
-        lines.append([_WHAT[stage], *seconds, _number(curve.raw_slope), net_slope, last_slope, *projected])
+        slopes = _number(curve.raw_slope), net_slope, last_slope, _number(of_users.get(stage))
+        lines.append([_WHAT[stage], *seconds, *slopes, *projected])
     return table(head, lines)
 
 

@@ -196,8 +196,17 @@ def open_tables(path: str, flag: str, id_column: str | None = None, all_types: b
     return _typed(source, id_column, all_types)
 
 
+def is_utf8(texts: pa.Array) -> bool:
+    """Tells whether an array of texts is UTF-8, which Arrow reads from Parquet without a look at it."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
 def require_utf8(column: pa.Array, name: str, place: Callable[[int], str]) -> None:
-    """Raises UserError if the text of a row is not UTF-8, which Arrow reads from Parquet without a look at it.
+    """Raises UserError if the text of a row is not UTF-8.
 
     Args:
       column: of one record batch, of any type.
@@ -205,18 +214,15 @@ def require_utf8(column: pa.Array, name: str, place: Callable[[int], str]) -> No
       place: names a row of the batch.
     """
     texts = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    if not is_text(texts.type):
+    if not is_text(texts.type) or is_utf8(texts):
         return
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
-        for row in range(len(texts)):
-            try:
-                texts[row].as_py()
-            except UnicodeDecodeError as error:
-                what = f"{place(row)}: column {name} is {error.object!r}"
-                raise UserError(f"{what}, not UTF-8; write text as UTF-8") from None
-        raise
+    for row in range(len(texts)):
+        try:
+            texts[row].as_py()
+        except UnicodeDecodeError as error:
+            what = f"{place(row)}: column {name} is {error.object!r}"
+            raise UserError(f"{what}, not UTF-8; write text as UTF-8") from None
+    texts.validate(full=True)  # says what else is wrong
 
 
 def missing_column(name: str, flag: str, available: Iterable[str], where: object, user: str = "") -> UserError:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mean_jax.data.schema import Schema, is_numeric
-from mean_jax.data.tables import require_utf8
+from mean_jax.data.tables import is_utf8, require_utf8
 from mean_jax.data.unify import is_text
 from mean_jax.errors import UserError
 from mean_jax.types import EncoderConstants
@@ -198,22 +198,24 @@ class CategoryEncoder:
         self._value_sets = [pa.array(values, pa.string()) for values in vocabularies]
         self._known: dict[str, tuple[pa.Array, np.ndarray]] = {}  # the last dictionary of a column and its codes
 
-    def __call__(self, batch: pa.RecordBatch) -> np.ndarray:
-        """Returns codes_BxD int32; raises UserError if a column is no text."""
+    def __call__(self, batch: pa.RecordBatch, place: Callable[[int], str]) -> np.ndarray:
+        """Returns codes_BxD int32.
+
+        Raises:
+          UserError: a column is no text, or the text of a row is not UTF-8.
+        """
         codes_DxB = np.empty((len(self._value_sets), batch.num_rows), np.int32)
         for codes_B, name, values in zip(codes_DxB, self._names, self._value_sets, strict=True):
             texts, indices_B = category_indices(batch.column(name), name)
-            codes_B[:] = self._codes(name, texts, values)[indices_B]
+            known = self._known.get(name)  # once: other threads may encode other batches meanwhile
+            if known is None or not is_same_texts(known[0], texts):
+                known = texts, np.append(category_codes(texts, values), np.int32(MISSING_CODE))  # where -1 finds it
+                if is_utf8(texts):
+                    self._known[name] = known
+                else:  # maybe of rows of other batches
+                    require_utf8(batch.column(name), name, place)
+            codes_B[:] = known[1][indices_B]
         return codes_DxB.T
-
-    def _codes(self, name: str, texts: pa.Array, values: pa.Array) -> np.ndarray:
-        """Returns the code of each text and, at the end, where -1 finds it, the code of a missing value."""
-        known = self._known.get(name)  # once: other threads may encode other batches meanwhile
-        if known is not None and is_same_texts(known[0], texts):
-            return known[1]
-        codes: np.ndarray = np.append(category_codes(texts, values), np.int32(MISSING_CODE))
-        self._known[name] = (texts, codes)
-        return codes
 
 
 class RowEncoder:
@@ -229,7 +231,7 @@ class RowEncoder:
         Raises:
           UserError: a value that cannot be read as the column's kind; the line names column and row.
         """
-        return numeric_block(batch, self._schema.numeric, place), self._categories(batch)
+        return numeric_block(batch, self._schema.numeric, place), self._categories(batch, place)
 
 
 def numeric_block(
