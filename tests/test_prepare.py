@@ -10,9 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from mean_jax.cli.prepare import main
+from mean_jax.data import transform
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import SPLITS, Store
-from mean_jax.data.transform import MISSING_CODE, UNKNOWN_CODE, CategoryEncoder, category_indices, numeric_block
+from mean_jax.data.transform import (
+    MISSING_CODE,
+    UNKNOWN_CODE,
+    CategoryEncoder,
+    category_codes,
+    category_indices,
+    numeric_block,
+)
 from mean_jax.errors import UserError
 from tests.conftest import LABELS
 
@@ -325,10 +333,13 @@ def test_slices_are_encoded_as_the_whole(kind):
     assert encoder(pa.record_batch([other], ["a"]), str)[:, 0].tolist() == [2, UNKNOWN_CODE, MISSING_CODE]
 
 
-def test_a_text_that_is_not_utf8_is_found_in_a_later_batch_with_the_same_dictionary():
+def test_a_text_that_is_not_utf8_is_found_in_a_later_batch_with_the_same_dictionary(monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(transform, "category_codes", lambda *texts: looked_up.append(texts) or category_codes(*texts))
     texts = garbled(pa.table({"a": ["x", "y", "x", "z"]}), "a", 3, "dictionary")["a"].chunk(0)
     encoder = CategoryEncoder(("a",), (("y", "x"),))
     first, second = (pa.record_batch([texts.slice(start, 2)], ["a"]) for start in (0, 2))
     assert encoder(first, str)[:, 0].tolist() == [3, 2]
     with pytest.raises(UserError, match=r"^1: column a is b'caf\\xe9', not UTF-8"):
         encoder(second, str)
+    assert len(looked_up) == 1  # for both batches

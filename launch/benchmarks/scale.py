@@ -6,11 +6,11 @@ For each size the real commands run one after the other as processes: generator,
 evaluate on the test split, score on all customers. All horizons are trained together unless --horizons names fewer. A
 run of --base_rows comes last; its seconds are taken for the fixed cost. Inputs have just been written, so what is read
 comes from the page cache as far as memory goes. The epoch is also shown by itself: training starts, compiles and
-calibrates besides, the last on a sample of at most a million training rows. Processor seconds in user mode grow with
-the work alone, where seconds grow as well with what the machine takes to hand out memory and with its neighbours.
-FOLDER gets scale.md, scale.json and the logs; what the commands write is deleted once a size is done. Medians of the
-rounds are printed, and the slopes of single rounds beside theirs. A second call with the same settings goes on after
-the last finished stage, or with further rounds. Linux only.
+calibrates besides, the last on a sample of at most a million training rows. The slope of processor seconds in user mode
+leaves out what the kernel does, such as handing out memory. FOLDER gets scale.md, scale.json and the logs; what the
+commands write is deleted once a size is done. Medians of the rounds are printed, and the slopes of single rounds beside
+theirs where they are of seconds by the clock. A second call with the same settings goes on after the last finished
+stage, or with further rounds. Linux only.
 """
 
 from collections.abc import Sequence
@@ -240,14 +240,14 @@ def _report(results: dict[str, Any], output: Path, all_rows: Sequence[int]) -> s
     target = Target(_TARGET_ROWS.value, _TARGET_EPOCHS.value)
     stages = curves(sizes, _BASE_ROWS.value)
     of_rounds = [curves(measured, _BASE_ROWS.value) for measured in rounds]
-    of_users = user_slopes(sizes, _BASE_ROWS.value)
+    in_user_mode = user_slopes(sizes, _BASE_ROWS.value)
     work, machines = _paper(sizes[max(sizes)]["prepare"]["row_bytes"])
     results["stages"] = {
         name: {
             "raw_slope": curve.raw_slope,
             "net_slope": curve.net_slope,
             "last_net_slope": curve.last_net_slope,
-            "user_net_slope": of_users.get(name),
+            "user_net_slope": in_user_mode.get(name),
             "net_slope_of_rounds": [single[name].net_slope for single in of_rounds],
             "projected_seconds": dict(zip(("by_net_slope", "linear"), target.projections(name, curve), strict=True)),
         }
@@ -266,7 +266,7 @@ def _report(results: dict[str, Any], output: Path, all_rows: Sequence[int]) -> s
             f"Machine: {settings['machine']}\n"
             f"{settings['features']} features, horizons {', '.join(settings['horizons'])}; "
             f"rounds: {len(rounds)}, medians",
-            seconds_table(stages, of_rounds, of_users, target),
+            seconds_table(stages, of_rounds, in_user_mode, target),
             usage_table(sizes),
             f"Training on {target.num_rows:,} customers, on paper:",
             paper_table(work, machines, target.epochs),

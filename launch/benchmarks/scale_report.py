@@ -75,7 +75,7 @@ def curves(sizes: Sizes, base_rows: int) -> dict[str, Curve]:
 
 
 def user_slopes(sizes: Sizes, base_rows: int) -> dict[str, float | None]:
-    """Returns each stage's slope, less the fixed cost, of the processors' seconds in its program; see `curves`."""
+    """Returns each stage's slope, less the fixed cost, of its processor seconds in user mode; see `curves`."""
     return {stage: _curve(sizes, base_rows, stage, "user_seconds").net_slope for stage in STAGES}
 
 
@@ -95,7 +95,7 @@ def _with_rounds(value: float | None, of_rounds: Sequence[float | None]) -> str:
 def seconds_table(
     stages: Mapping[str, Curve],
     of_rounds: Sequence[Mapping[str, Curve]],
-    of_users: Mapping[str, float | None],
+    in_user_mode: Mapping[str, float | None],
     target: Target,
 ) -> str:
     """Returns seconds by rows, the slopes, and the time of the target on this machine.
@@ -103,7 +103,7 @@ def seconds_table(
     Args:
       stages: curves of the medians.
       of_rounds: those of single rounds.
-      of_users: slopes of the seconds in user mode, by stage.
+      in_user_mode: slopes of the medians of processor seconds in user mode, by stage.
       target: what is extrapolated to.
     """
     first = stages[STAGES[0]]
@@ -111,8 +111,8 @@ def seconds_table(
     head += [
         "slope less the fixed cost",
         "of the two largest sizes",
-        "of the seconds in user mode",
-        f"{target.num_rows:,} rows, {target.epochs} epochs by that slope",
+        "of processor seconds in user mode",
+        f"{target.num_rows:,} rows, {target.epochs} epochs by the slope less the fixed cost",
         "if linear",
     ]
     lines = []
@@ -121,7 +121,7 @@ def seconds_table(
         projected = [duration(value) for value in target.projections(stage, curve)]
         net_slope = _with_rounds(curve.net_slope, [single[stage].net_slope for single in of_rounds])
         last_slope = _with_rounds(curve.last_net_slope, [single[stage].last_net_slope for single in of_rounds])
-        slopes = _number(curve.raw_slope), net_slope, last_slope, _number(of_users.get(stage))
+        slopes = _number(curve.raw_slope), net_slope, last_slope, _number(in_user_mode.get(stage))
         lines.append([_WHAT[stage], *seconds, *slopes, *projected])
     return table(head, lines)
 

@@ -222,7 +222,7 @@ def require_utf8(column: pa.Array, name: str, place: Callable[[int], str]) -> No
         except UnicodeDecodeError as error:
             what = f"{place(row)}: column {name} is {error.object!r}"
             raise UserError(f"{what}, not UTF-8; write text as UTF-8") from None
-    texts.validate(full=True)  # says what else is wrong
+    texts.validate(full=True)  # raises: Arrow's own memory is broken
 
 
 def missing_column(name: str, flag: str, available: Iterable[str], where: object, user: str = "") -> UserError:

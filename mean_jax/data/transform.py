@@ -196,10 +196,10 @@ class CategoryEncoder:
     def __init__(self, names: tuple[str, ...], vocabularies: Sequence[Sequence[str]]) -> None:
         self._names = names
         self._value_sets = [pa.array(values, pa.string()) for values in vocabularies]
-        self._known: dict[str, tuple[pa.Array, np.ndarray]] = {}  # the last dictionary of a column and its codes
+        self._known: dict[str, tuple[pa.Array, np.ndarray, bool]] = {}  # a column's last dictionary, codes, is UTF-8
 
     def __call__(self, batch: pa.RecordBatch, place: Callable[[int], str]) -> np.ndarray:
-        """Returns codes_BxD int32.
+        """Returns codes_BxD int32. What else a dictionary holds than the texts of rows is not looked at.
 
         Raises:
           UserError: a column is no text, or the text of a row is not UTF-8.
@@ -209,12 +209,12 @@ class CategoryEncoder:
             texts, indices_B = category_indices(batch.column(name), name)
             known = self._known.get(name)  # once: other threads may encode other batches meanwhile
             if known is None or not is_same_texts(known[0], texts):
-                known = texts, np.append(category_codes(texts, values), np.int32(MISSING_CODE))  # where -1 finds it
-                if is_utf8(texts):
-                    self._known[name] = known
-                else:  # maybe of rows of other batches
-                    require_utf8(batch.column(name), name, place)
-            codes_B[:] = known[1][indices_B]
+                codes = np.append(category_codes(texts, values), np.int32(MISSING_CODE))  # where -1 finds it
+                known = self._known[name] = texts, codes, is_utf8(texts)
+            _, codes, is_valid = known
+            if not is_valid:
+                require_utf8(batch.column(name), name, place)
+            codes_B[:] = codes[indices_B]
         return codes_DxB.T
 
 
