@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mean_jax.cli.prepare import main
-from mean_jax.data import spill, units
+from mean_jax.data import units
 from mean_jax.data.transform import numeric_values
 from mean_jax.errors import UserError
-from mean_jax.types import RowLayout
 from tests.conftest import LABELS
 from tests.test_prepare import garbled, replaced
 
@@ -275,32 +274,6 @@ def test_a_disk_that_refuses_at_the_end_names_the_shard(refused, table, monkeypa
 
     monkeypatch.setattr("mean_jax.data.passes.sync", fail)
     refused(table, r"no space left on the disk while writing .*train-00000\.bin; free some or choose another folder")
-
-
-def test_a_shard_that_does_not_fit_says_so(tmp_path):
-    """The system's own error, from the file that is always full."""
-    schema = spill.spill_schema(pa.string())
-    hashes = np.arange(3, dtype=np.uint64)
-    rows = np.zeros((3, 1), np.float32)
-    spill.append_rows(tmp_path, "full", schema, hashes, hashes, pa.array(["a", "b", "c"]), rows)
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / "full.bin").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as failure:
-        spill.sort_shard(tmp_path, "full", rows, schema, RowLayout(1, 0, 0), output)
-    assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(output / "full.bin"))
-
-
-def test_a_spill_that_was_cut_short_is_no_shard(tmp_path):
-    schema = spill.spill_schema(pa.string())
-    hashes = np.arange(3, dtype=np.uint64)
-    rows = np.zeros((3, 1), np.float32)
-    spill.append_rows(tmp_path, "short", schema, hashes, hashes, pa.array(["a", "b", "c"]), rows)
-    (path,) = tmp_path.glob("short.*")
-    os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(OSError, match="cut short") as failure:
-        spill.sort_shard(tmp_path, "short", rows, schema, RowLayout(1, 0, 0), tmp_path)
-    assert failure.value.filename == str(path)
 
 
 def test_flags(call, tmp_path):
