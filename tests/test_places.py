@@ -48,12 +48,14 @@ def test_codes_and_counts_are_those_of_the_texts(tmp_path, monkeypatch, kind, ma
     for index, letters in enumerate(("a", "abc", "abc", "xb", "a", "abc")):
         first = ([None, *letters] * 40)[:40]
         second = rng.choice(["7", "8", "a"], 40).tolist()
-        is_train = rng.random(40) < 0.5
+        order = rng.permutation(40)[:35]
+        num_train = int(rng.integers(10, 30))
         batch = pa.record_batch([column(first, kind), column(second, kind)], ["first", "second"])
         position = (index // 2 << 40) + 40 * index
-        rows.append((position, given(batch, position, is_train, counts), list(zip(first, second, strict=True))))
-        for texts, counter in zip((first, second), seen, strict=True):
-            counter.update(text for text, flag in zip(texts, is_train, strict=True) if flag)
+        texts = list(zip(first, second, strict=True))
+        rows.append((position, given(batch, position, order, num_train, counts), [texts[row] for row in order]))
+        for column_texts, counter in zip((first, second), seen, strict=True):
+            counter.update(column_texts[row] for row in order[:num_train])
     lists = list_paths(tmp_path)
     assert len(lists) in num_lists
     for path in lists:
@@ -75,7 +77,7 @@ def test_a_text_is_listed_once_however_many_batches_bring_it(tmp_path):
     sizes = []
     for start in range(0, 1000, 100):
         texts = pa.array([f"value {index * start % 7}" for index in range(1, 101)])  # in another order each time
-        given(pa.record_batch([texts], ["x"]), start, np.ones(100, bool), [])
+        given(pa.record_batch([texts], ["x"]), start, np.arange(100), 0, [])
         sizes.append(list_paths(tmp_path)[0].stat().st_size)
     assert len(set(sizes[1:])) == 1
     assert len(list_paths(tmp_path)) == 1
@@ -84,7 +86,7 @@ def test_a_text_is_listed_once_however_many_batches_bring_it(tmp_path):
 def test_a_column_that_is_no_text_is_refused(tmp_path):
     batch = pa.record_batch([pa.array([b"x"])], ["x"])
     with pytest.raises(UserError, match="column x is of type binary; expected text"):
-        TextPlaces(tmp_path, ("x",))(batch, 0, np.ones(1, bool), [])
+        TextPlaces(tmp_path, ("x",))(batch, 0, np.arange(1), 0, [])
 
 
 @pytest.mark.parametrize("max_texts", [1 << 18, 2])

@@ -259,7 +259,7 @@ def test_an_output_that_exists(call, table_path, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("writer", ["prepare.write_json", "spill.file_sha256", "passes.append_rows"])
+@pytest.mark.parametrize("writer", ["prepare.write_json", "sort.file_sha256", "passes.Spiller.append", "spill.write"])
 def test_no_space_left(refused, table, monkeypatch, writer):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "train-00000.bin")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mean_jax.cli.prepare import main
-from mean_jax.data import passes
+from mean_jax.data import passes, spill
 from mean_jax.data.append import append
 from mean_jax.data.ownership import lock, remove_abandoned
 from mean_jax.data.prepare import PrepareOptions, prepare
@@ -114,14 +114,15 @@ def test_a_folder_that_is_none_or_full(call, table_path, scratch, tmp_path, monk
     )
     monkeypatch.undo()
 
-    def fail(folder, name, *_):
-        raise OSError(errno.ENOSPC, "No space left on device", str(folder / name))
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(passes, "append_rows", fail)
+    monkeypatch.setattr(spill, "write", fail)
     code, stderr = call(main, *flags, f"--scratch={scratch}", "--num_workers=1")
     assert code == 2
     place = re.escape(str(scratch))
-    message = rf"error: no space left on the disk while writing {place}/.*-00000; free some or choose another folder\n"
+    mend = "free some or choose another folder"
+    message = rf"error: no space left on the disk while writing {place}/.*-00000\.\d+\.rows; {mend}\n"
     assert re.fullmatch(message, stderr), stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "file"]
     assert list(scratch.iterdir()) == []

@@ -28,6 +28,13 @@ def rows():
     return rng.integers(0, 2**63, NUM_ROWS).astype(np.uint64), numeric, cities, labels
 
 
+def add_rows(numeric, hashes, values, columns=2):
+    """Gives rows to statistics, some columns at a time."""
+    for start in range(0, values.shape[1], columns):
+        numeric.update(np.ascontiguousarray(values[:, start : start + columns].T), start)
+    numeric.sample(hashes, values)
+
+
 def collected(rows, blocks, units=1):
     """Returns what units of some blocks each have collected, merged in order."""
     numeric, labels, cities = NumericStatistics(3), LabelStatistics(2), CategoryCounts(1000)
@@ -35,7 +42,7 @@ def collected(rows, blocks, units=1):
         own_numeric, own_labels, own_cities = NumericStatistics(3), LabelStatistics(2), CategoryCounts(1000)
         for block in unit:
             hashes, values, texts, amounts = (part[blocks[block]] for part in rows)
-            own_numeric.update(hashes, values.astype(np.float32))
+            add_rows(own_numeric, hashes, values.astype(np.float32))
             own_labels.update(hashes, amounts)
             counts = pa.array(texts, pa.string()).dictionary_encode()
             indices = pc.fill_null(counts.indices, -1).to_numpy()
@@ -157,7 +164,7 @@ def test_moments_stay_exact_far_from_zero():
     values = 1e9 + np.random.default_rng(0).normal(size=(10_000, 1))
     moments = Moments(1)
     for block in np.array_split(values, 13):
-        moments.update(block)
+        moments.update(block.T)
     assert moments.std[0] == pytest.approx(values.std(), rel=1e-6)
     assert moments.mean[0] == pytest.approx(values.mean(), rel=1e-15)
 
@@ -173,9 +180,10 @@ def test_moments_of_any_size_and_type(dtype, scale):
     values[:, 2] = np.nan
     values = values.astype(dtype)
     moments, parts = Moments(4), [Moments(4), Moments(4)]
-    moments.update(values)
+    moments.update(values.T)
     for part, own in zip(np.array_split(values, 2), parts, strict=True):
-        own.update(part)
+        own.update(part.T[:1])
+        own.update(part.T[1:], 1)
     parts[0].merge(parts[1])
     wide = values[:, [0, 1, 3]].astype(np.float64)
     for found in (moments, parts[0]):
@@ -199,7 +207,7 @@ def test_samples_merge_and_a_bound_changes_nothing():
 def test_exponents_leave_room_for_sixteen_times_the_largest():
     values = np.array([[0.0, 3.0, -1e6, 1e-12, 4096.0, np.nan]], np.float32)
     numeric = NumericStatistics(6)
-    numeric.update(np.zeros(1, np.uint64), values)
+    add_rows(numeric, np.zeros(1, np.uint64), values)
     exponents = np.array(numeric.exponents())
     assert exponents[0] == exponents[5] == 0
     scaled = np.abs(values[0, 1:5]) / 2.0 ** exponents[1:5]
@@ -210,7 +218,7 @@ def test_exponents_leave_room_for_sixteen_times_the_largest():
 
 def test_columns_of_one_kind_are_enough():
     numeric, labels, cities = NumericStatistics(0), LabelStatistics(1), CategoryCounts(10)
-    numeric.update(np.arange(3, dtype=np.uint64), np.zeros((3, 0), np.float32))
+    add_rows(numeric, np.arange(3, dtype=np.uint64), np.zeros((3, 0), np.float32))
     labels.update(np.arange(3, dtype=np.uint64), np.ones((3, 1)))
     cities.update(pa.array(["a", "b"]), np.array([2, 1]), 0)
     transform = fit_transform(numeric, [cities], labels, 1)

@@ -5,6 +5,8 @@ import weakref
 
 import numpy as np
 
+from mean_jax.data.direct import empty_pages
+
 _ALIGNMENT_BYTES = 64
 
 
@@ -39,3 +41,18 @@ class Buffers:
         lent = _Lent(memory)
         weakref.finalize(lent, self._free.append, memory).atexit = False
         return np.asarray(lent)
+
+
+class RowPages:
+    """Memory of whole pages for some rows, kept from one use to the next: fresh pages cost as much as the rows."""
+
+    def __init__(self, num_words: int) -> None:
+        self._num_words = num_words
+        self.memory = empty_pages(0)
+
+    def rows(self, num_rows: int) -> np.ndarray:
+        """Returns words_BxW float32 at the start of the memory, which is larger from now on if it has to be."""
+        num_bytes = 4 * self._num_words * num_rows
+        if self.memory.size < num_bytes:
+            self.memory = empty_pages(num_bytes)
+        return self.memory[:num_bytes].view(np.float32).reshape(num_rows, self._num_words)

@@ -20,18 +20,20 @@ import numpy as np
 import pyarrow as pa
 
 from mean_jax.data import hashing
+from mean_jax.data.buffers import RowPages
 from mean_jax.data.categories import CategoryCounts
 from mean_jax.data.check import Checked, CheckUnit
 from mean_jax.data.ids import cast_ids, refuse_repeated, repeated_hashes
 from mean_jax.data.labelled import LabelledReader, LabelledRows
 from mean_jax.data.places import TextPlaces, list_paths, write_codes
 from mean_jax.data.schema import Schema
-from mean_jax.data.spill import append_rows, sort_shard, spill_schema, take_rows
+from mean_jax.data.sort import sort_shard
+from mean_jax.data.spill import Spiller, spill_schema
 from mean_jax.data.stability import Occupancy, Reference
 from mean_jax.data.statistics import NumericStatistics
 from mean_jax.data.store import SPLITS, Shard
 from mean_jax.data.tables import TableSource, require_utf8
-from mean_jax.data.transform import numeric_block
+from mean_jax.data.transform import numeric_tiles
 from mean_jax.data.units import Unit, split_units
 from mean_jax.data.workers import Workers
 from mean_jax.errors import UserError
@@ -108,15 +110,10 @@ class _SpillUnit:
         return Spilled(self.plan, np.zeros(sum(self.plan.num_shards), np.int64), numeric, categories)
 
     @functools.cached_property
-    def _buffers(self) -> list[np.ndarray]:
-        """Room for the rows of a batch, twice, kept by each process: fresh pages cost as much as the copy."""
-        return [np.empty((0, self.schema.layout.num_words), np.float32)] * 2
-
-    def _room(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns two arrays of words, each for so many rows."""
-        if len(self._buffers[0]) < num_rows:
-            self._buffers[:] = np.empty((2, num_rows, self.schema.layout.num_words), np.float32)
-        return self._buffers[0][:num_rows], self._buffers[1][:num_rows]
+    def _spiller(self) -> Spiller:
+        """Kept by each process."""
+        names = [name for _, name in self.plan.names]
+        return Spiller(self.scratch, names, self.spilled, self.schema.layout.num_words)
 
     @functools.cached_property
     def _places(self) -> TextPlaces:
@@ -135,47 +132,55 @@ class _SpillUnit:
                 f"{files}: the dictionary of a text column holds {error.object!r}, which is not UTF-8 and which no row "
                 "has; write text as UTF-8"
             ) from None
+        finally:
+            self._spiller.finish()
 
     def _spill(self, unit: Unit) -> Spilled:
         schema = self.schema
         done = self.nothing()
-        names = [name for _, name in self.plan.names]
         row = unit.index << _POSITION_BITS
         for found in LabelledReader(unit, schema).read((*schema.numeric, *schema.categorical)):
-            num_rows = len(found.hashes)
-            words_BxW, room_BxW = self._room(num_rows)
-            self._encode(found, row, done.categories, words_BxW)
             hashes_B, shard_B = self._shards(found)
             # Rows without a label go last and are left out; those of training, whose shards are the first, lead.
             order_B = np.argsort(shard_B, kind="stable")
-            counts = np.bincount(shard_B, minlength=len(names) + 1)[:-1]
-            order_B = order_B[: counts.sum()]
-            sorted_BxW = take_rows(words_BxW, order_B, room_BxW)
-            if self.wanted is not None:
-                num_train = int(counts[: self.plan.num_shards[_TRAIN]].sum())
-                done.numeric.update(found.hashes[order_B[:num_train]], sorted_BxW[:num_train, : len(schema.numeric)])
+            counts = np.bincount(shard_B, minlength=len(done.rows_per_shard) + 1)[:-1]
+            num_train = int(counts[: self.plan.num_shards[_TRAIN]].sum())
+            sorted_BxW = self._spiller.room(counts.sum())
+            self._encode(found, row, order_B, num_train, done, sorted_BxW)
+            order_B = order_B[: len(sorted_BxW)]
             ids = found.rows.batch.column(schema.id_name)
             ids = cast_ids(ids, self.spilled.field("id").type, schema.id_name, found.rows.place).take(pa.array(order_B))
             positions_B = (row + order_B).astype(np.uint64)
             ends = np.cumsum(counts)
-            for shard in np.flatnonzero(counts):
+            for shard in np.flatnonzero(counts).tolist():
                 part = slice(ends[shard] - counts[shard], ends[shard])
-                columns = hashes_B[order_B[part]], positions_B[part], ids[part], sorted_BxW[part]
-                append_rows(self.scratch, names[shard], self.spilled, *columns)
+                self._spiller.append(shard, part, hashes_B[order_B[part]], positions_B[part], ids[part])
+            if self.wanted is not None:
+                done.numeric.sample(found.hashes[order_B[:num_train]], sorted_BxW[:num_train, : len(schema.numeric)])
             done.rows_per_shard += counts
-            row += num_rows
+            row += len(found.hashes)
         return done
 
     def _encode(
-        self, found: LabelledRows, position: int, counts: Sequence[CategoryCounts], words_BxW: np.ndarray
+        self,
+        found: LabelledRows,
+        position: int,
+        order_B: np.ndarray,
+        num_train: int,
+        done: Spilled,
+        sorted_BxW: np.ndarray,
     ) -> None:
-        layout, batch = self.schema.layout, found.rows.batch
+        """Fills `sorted_BxW` with the first rows in the given order and counts the training rows, which lead."""
+        layout, batch, num_rows = self.schema.layout, found.rows.batch, len(sorted_BxW)
         labels_start = layout.num_words - layout.num_labels
-        numeric_block(batch, self.schema.numeric, found.rows.place, words_BxW[:, : layout.num_numeric])
+        for start, values_CxB in numeric_tiles(batch, self.schema.numeric, found.rows.place, order_B):
+            sorted_BxW[:, start : start + len(values_CxB)] = values_CxB[:, :num_rows].T
+            if self.wanted is not None:
+                done.numeric.update(values_CxB[:, :num_train], start)
         if layout.num_categorical:
-            places_BxD = self._places(batch, position, found.is_train, counts)
-            words_BxW[:, layout.num_numeric : labels_start] = places_BxD.view(np.float32)
-        words_BxW[:, labels_start:] = found.labels
+            places_BxD = self._places(batch, position, order_B[:num_rows], num_train, done.categories)
+            sorted_BxW[:, layout.num_numeric : labels_start] = places_BxD.view(np.float32)
+        sorted_BxW[:, labels_start:] = found.labels[order_B[:num_rows]]
 
     def _shards(self, found: LabelledRows) -> tuple[np.ndarray, np.ndarray]:
         """Returns the hash that decides a row's order, and its shard; one past the last for rows without a label."""
@@ -193,17 +198,14 @@ class _SortShard:
     layout: RowLayout
     output: Path
     occupancy: tuple[Reference, int] | None
-    most_rows: int  # of a shard
 
     @functools.cached_property
-    def _room(self) -> np.ndarray:
-        """For the rows of one shard, kept by each process: fresh pages cost as much as reading into them."""
-        return np.empty((self.most_rows, self.layout.as_float32.num_words), np.float32)
+    def _room(self) -> RowPages:
+        """For the rows of one shard, kept by each process."""
+        return RowPages(self.layout.as_float32.num_words)
 
-    def __call__(self, shard: tuple[str, int]) -> tuple[Shard, np.ndarray, Occupancy | None]:
-        name, num_rows = shard
-        room_BxW = self._room[:num_rows]
-        return sort_shard(self.scratch, name, room_BxW, self.spilled, self.layout, self.output, self.occupancy)
+    def __call__(self, name: str) -> tuple[Shard, np.ndarray, Occupancy | None]:
+        return sort_shard(self.scratch, name, self._room, self.spilled, self.layout, self.output, self.occupancy)
 
 
 class Passes:
@@ -288,8 +290,7 @@ class Passes:
         rows_per_shard = spilled.rows_per_shard
         counts = zip(spilled.plan.names, rows_per_shard.tolist(), strict=True)
         tasks = [(split, name, rows) for (split, name), rows in counts if rows]
-        most_rows = int(rows_per_shard.max(initial=0))
-        function = _SortShard(self._scratch, self._spilled, layout, output, occupancy, most_rows)
+        function = _SortShard(self._scratch, self._spilled, layout, output, occupancy)
         shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
         counted: list[Occupancy] = []
         clipped_C = np.zeros(layout.num_numeric, np.int64)
@@ -298,7 +299,7 @@ class Passes:
             write = functools.partial(write_codes, vocabularies=value_sets)
             for _ in self._workers.map(write, list_paths(self._scratch)):
                 pass
-            sorted_shards = self._workers.map(function, [(name, rows) for _, name, rows in tasks])
+            sorted_shards = self._workers.map(function, [name for _, name, _ in tasks])
             for (split, _, rows), (shard, clipped, occupied) in zip(tasks, sorted_shards, strict=True):
                 for name in (shard.file, shard.ids_file):  # meanwhile other processes sort the next ones
                     with naming(output / name):

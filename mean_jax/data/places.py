@@ -43,20 +43,26 @@ class TextPlaces:
         self._known: list[tuple[pa.Array, np.ndarray] | None] = []  # the last dictionary of each and its places
 
     def __call__(
-        self, batch: pa.RecordBatch, position: int, is_train_B: np.ndarray, counts: Sequence[CategoryCounts]
+        self,
+        batch: pa.RecordBatch,
+        position: int,
+        order_B: np.ndarray,
+        num_counted: int,
+        counts: Sequence[CategoryCounts],
     ) -> np.ndarray:
-        """Returns places_BxD int32.
+        """Returns places_BxD int32 in the given order.
 
         Args:
           batch: rows; their positions are beyond those of the last call.
           position: of the first row.
-          is_train_B: which rows are counted.
+          order_B: indices of rows.
+          num_counted: of these, how many are counted, from the first on.
           counts: of each column, that these are added to; empty to count nothing.
 
         Raises:
           UserError: a column is no text.
         """
-        places_DxB = np.empty((len(self._names), batch.num_rows), np.int32)
+        places_DxB = np.empty((len(self._names), len(order_B)), np.int32)
         if self._path is None or self._num_texts > _MAX_TEXTS:
             self._path = self._begin(position)
         fresh: list[tuple[int, list[str]]] = []
@@ -68,9 +74,10 @@ class TextPlaces:
                 known = self._known[column] = texts, places
                 if new:
                     fresh.append((column, new))
+            indices_B = indices_B[order_B]
             places_B[:] = known[1][indices_B]
             if counts:
-                per_text = np.bincount(1 + indices_B[is_train_B], minlength=1 + len(texts))
+                per_text = np.bincount(1 + indices_B[:num_counted], minlength=1 + len(texts))
                 counts[column].update(texts, per_text[1:], int(per_text[0]))
         if fresh:
             columns, lists = zip(*fresh, strict=True)

@@ -22,8 +22,6 @@ FEATURE_SAMPLE_ROWS = 100_000
 LABEL_SAMPLE_ROWS = 1_000_000
 # Above the kurtosis of an exponential distribution a column counts as heavy-tailed and gets the signed log.
 _HEAVY_TAIL_KURTOSIS = 9.0
-# Rows summed at a time: 720 columns of them stay in the second cache, and a byte counts them.
-_BLOCK_ROWS = 255
 _MAX_HASH = np.iinfo(np.uint64).max
 _COLUMNS_PER_BLOCK = 48
 _ROWS_PER_TILE = 512
@@ -37,9 +35,9 @@ def signed_log1p(values: np.ndarray) -> np.ndarray:
 class Moments:
     """Count, mean and variance per column over the values that are not NaN.
 
-    Sums are taken over 255 rows in the type of the values, about the mean of these rows, and put together in float64
-    by the pairwise update of Chan et al. (1979): float32 values so cost no copy in float64 and keep six digits;
-    deviations below 1e-19 count as none.
+    Sums are taken in the type of the values, about the mean of these, and put together in float64 by the pairwise
+    update of Chan et al. (1979): float32 values so cost no copy in float64 and keep six digits; deviations below 1e-19
+    count as none.
     """
 
     def __init__(self, num_columns: int) -> None:
@@ -47,26 +45,27 @@ class Moments:
         self.mean = np.zeros(num_columns)
         self._squares = np.zeros(num_columns)
 
-    def update(self, values_BxC: np.ndarray) -> None:
-        """Adds the rows of a float32 or float64 block; NaN is missing."""
-        for start in range(0, len(values_BxC), _BLOCK_ROWS):
-            block_BxC = values_BxC[start : start + _BLOCK_ROWS]
-            with np.errstate(over="ignore", invalid="ignore"):
-                parts = _block_moments(block_BxC)
-            if not np.isfinite(parts[2]).all():  # squares beyond the range of float32
-                parts = _block_moments(block_BxC.astype(np.float64))
-            self._add(*parts)
+    def update(self, values_CxB: np.ndarray, start: int = 0) -> None:
+        """Adds float32 or float64 values of the columns from `start` on, best contiguous by column; NaN is missing."""
+        if not values_CxB.size:
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = _block_moments(values_CxB)
+        if not np.isfinite(parts[2]).all():  # squares beyond the range of float32
+            parts = _block_moments(values_CxB.astype(np.float64))
+        self._add(*parts, slice(start, start + len(values_CxB)))
 
     def merge(self, other: "Moments") -> None:
         """Adds the rows of another."""
         self._add(other.count, other.mean, other._squares)
 
-    def _add(self, count: np.ndarray, mean: np.ndarray, squares: np.ndarray) -> None:
-        total = np.maximum(self.count + count, 1)
-        delta = mean - self.mean
-        self._squares += squares + delta**2 * self.count * count / total
-        self.mean += delta * count / total
-        self.count += count
+    def _add(self, count: np.ndarray, mean: np.ndarray, squares: np.ndarray, columns: slice = slice(None)) -> None:
+        own_count = self.count[columns]  # a view, as all of these
+        total = np.maximum(own_count + count, 1)
+        delta = mean - self.mean[columns]
+        self._squares[columns] += squares + delta**2 * own_count * count / total
+        self.mean[columns] += delta * count / total
+        own_count += count
 
     @property
     def std(self) -> np.ndarray:
@@ -74,21 +73,25 @@ class Moments:
         return np.sqrt(self._squares / np.maximum(self.count, 1))
 
 
-def _block_moments(values_BxC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns count, mean and sum of squared deviations per column in float64, of at most 255 rows."""
-    integer = np.dtype(f"i{values_BxC.dtype.itemsize}")
-    is_known_BxC = values_BxC == values_BxC
-    count = np.add.reduce(is_known_BxC.view(np.uint8), axis=0, dtype=np.uint8).astype(np.float64)
-    mask_BxC = np.negative(is_known_BxC.view(np.int8)).astype(integer)  # all bits of the values that are known
+def _block_moments(values_CxB: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns count, mean and sum of squared deviations per column in float64."""
+    integer = np.dtype(f"i{values_CxB.dtype.itemsize}")
+    is_known_CxB = values_CxB == values_CxB
+    if is_known_CxB.all():
+        count = np.full(len(values_CxB), values_CxB.shape[1], np.float64)
+        pivot = (np.add.reduce(values_CxB, axis=1) / count).astype(values_CxB.dtype)
+        deviation_CxB = values_CxB - pivot[:, None]
+    else:
+        mask_CxB = np.negative(is_known_CxB.view(np.int8)).astype(integer)  # all bits of the values that are known
+        count = -np.add.reduce(mask_CxB, axis=1).astype(np.float64)
+        known_CxB = np.bitwise_and(values_CxB.view(integer), mask_CxB).view(values_CxB.dtype)
+        pivot = (np.add.reduce(known_CxB, axis=1) / np.maximum(count, 1)).astype(values_CxB.dtype)
+        deviation_CxB = np.subtract(known_CxB, pivot[:, None], out=known_CxB)
+        bits_CxB = deviation_CxB.view(integer)
+        np.bitwise_and(bits_CxB, mask_CxB, out=bits_CxB)
     at_least_1 = np.maximum(count, 1)
-    known_BxC = np.bitwise_and(values_BxC.view(integer), mask_BxC).view(values_BxC.dtype)
-    pivot = (np.add.reduce(known_BxC, axis=0) / at_least_1).astype(values_BxC.dtype)
-    deviation_BxC = np.subtract(values_BxC, pivot[None], out=known_BxC)
-    bits_BxC = deviation_BxC.view(integer)
-    np.bitwise_and(bits_BxC, mask_BxC, out=bits_BxC)
-    rest = np.add.reduce(deviation_BxC, axis=0).astype(np.float64)
-    np.multiply(deviation_BxC, deviation_BxC, out=deviation_BxC)
-    squares = np.add.reduce(deviation_BxC, axis=0).astype(np.float64)
+    rest = np.add.reduce(deviation_CxB, axis=1).astype(np.float64)
+    squares = np.einsum("cb,cb->c", deviation_CxB, deviation_CxB).astype(np.float64)
     return count, pivot + rest / at_least_1, np.maximum(squares - rest**2 / at_least_1, 0.0)
 
 
@@ -164,7 +167,7 @@ class LabelStatistics:
 
     def update(self, hashes_B: np.ndarray, labels_BxT: np.ndarray) -> None:
         """Adds training rows; float64 labels in currency, NaN where unknown."""
-        self._moments.update(labels_BxT)
+        self._moments.update(labels_BxT.T)
         self._positive += (labels_BxT > 0).sum(axis=0)
         for sample, label_B in zip(self._samples, labels_BxT.T, strict=True):
             is_positive_B = label_B > 0
@@ -208,14 +211,18 @@ class NumericStatistics:
         self._high = np.full(num_columns, -np.inf, np.float32)
         self._sample = RowSample(FEATURE_SAMPLE_ROWS, num_columns, np.float32, hash_bound)
 
-    def update(self, hashes_B: np.ndarray, numeric_BxC: np.ndarray) -> None:
-        """Adds training rows; float32 values with NaN for missing."""
+    def update(self, values_CxB: np.ndarray, start: int) -> None:
+        """Adds the values of training rows in the columns from `start` on, float32 with NaN for missing."""
+        if not values_CxB.size:
+            return
+        self._raw.update(values_CxB, start)
+        low, high = (bound[start : start + len(values_CxB)] for bound in (self._low, self._high))
+        np.fmin(low, np.fmin.reduce(values_CxB, axis=1), out=low)
+        np.fmax(high, np.fmax.reduce(values_CxB, axis=1), out=high)
+
+    def sample(self, hashes_B: np.ndarray, numeric_BxC: np.ndarray) -> None:
+        """Counts training rows, of which every column is or will be given to `update`, and samples them."""
         self.num_rows += len(hashes_B)
-        for start in range(0, len(hashes_B), _BLOCK_ROWS):
-            block_BxC = numeric_BxC[start : start + _BLOCK_ROWS]
-            self._raw.update(block_BxC)
-            self._low = np.fmin(self._low, np.fmin.reduce(block_BxC, axis=0))
-            self._high = np.fmax(self._high, np.fmax.reduce(block_BxC, axis=0))
         self._sample.update(hashes_B, numeric_BxC)
 
     def merge(self, other: "NumericStatistics") -> None:

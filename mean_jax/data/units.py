@@ -19,7 +19,7 @@ from mean_jax.inputs import FileStamp
 UNIT_ROWS = 1 << 16
 UNIT_CSV_BYTES = 64 << 20
 # A batch of 720 columns and its rows stay within the outer caches; larger ones are slower, smaller ones all overhead.
-ROWS_PER_BATCH = 1 << 13
+ROWS_PER_BATCH = 1 << 15
 _BUFFER_BYTES = 1 << 16  # read ahead of each column, so that memory does not grow with the row groups
 
 

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from mean_jax.data.ids import require_ids
 from mean_jax.data.tables import missing_column, without_views
 from mean_jax.data.transform import RowEncoder
-from mean_jax.data.units import ROWS_PER_BATCH
 from mean_jax.errors import UserError
 from mean_jax.run import Run, load_run
 from mean_jax.sharding import local_mesh
@@ -21,6 +20,8 @@ from mean_jax.threads import map_ahead
 from mean_jax.training.predictions import RowPredictor, seed_predictions
 from mean_jax.training.step import make_predict
 from mean_jax.types import RowLayout
+
+ROWS_PER_BATCH = 1 << 13  # of a table in memory; batches are encoded beside each other
 
 
 def _in_a_table(row: int) -> str:
