@@ -41,18 +41,16 @@ def system(request, monkeypatch):
 
         class Refusing(direct.io.FileIO):
             def write(self, data):
-                self._refuse()
+                require_cache(self)
                 return super().write(data)
 
-            def readinto(self, data):
-                self._refuse()
-                return super().readinto(data)
+        def require_cache(file):
+            if is_direct(file):
+                raise OSError(errno.EINVAL, "Invalid argument")
 
-            def _refuse(self):
-                if is_direct(self):
-                    raise OSError(errno.EINVAL, "Invalid argument")
-
+        preadv = os.preadv
         monkeypatch.setattr(direct.io, "FileIO", Refusing)
+        monkeypatch.setattr(os, "preadv", lambda file, *rest: require_cache(file) or preadv(file, *rest))
     return request.param
 
 
@@ -105,6 +103,16 @@ def test_bytes_are_read_from_anywhere(tmp_path, system, position, num_bytes):
     np.testing.assert_array_equal(found, content[position : position + num_bytes])  # shorter where the file ends
 
 
+def test_a_read_goes_on_where_the_system_stopped(tmp_path, monkeypatch):
+    content = random_pages(4 * PAGE_BYTES)
+    content.tofile(tmp_path / "file")
+    original = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, parts, at: original(file, [parts[0][:PAGE_BYTES]], at))
+    with open_direct(tmp_path / "file", "rb") as file:
+        found = read(file, 10, 3 * PAGE_BYTES, empty_pages(4 * PAGE_BYTES))
+    np.testing.assert_array_equal(found, content[10 : 10 + 3 * PAGE_BYTES])
+
+
 def test_nothing_is_read_behind_the_end(tmp_path, system):
     (tmp_path / "file").write_bytes(b"abc")
     with open_direct(tmp_path / "file", "rb") as file:
@@ -119,7 +127,7 @@ def test_other_errors_are_those_of_the_system(tmp_path):
     (tmp_path / "full").symlink_to("/dev/full")
     with open_direct(tmp_path / "full", "wb") as file, pytest.raises(OSError, match="No space left"):
         write(file, random_pages(PAGE_BYTES))
-    with open_direct(tmp_path / "file", "wb") as file, pytest.raises(OSError, match="not open for reading"):
+    with open_direct(tmp_path / "file", "wb") as file, pytest.raises(OSError, match="Bad file descriptor"):
         read(file, 0, 1, empty_pages(2 * PAGE_BYTES))
 
 

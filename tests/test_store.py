@@ -9,7 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
+from mean_jax.config import DataConfig
+from mean_jax.data import direct
 from mean_jax.data import store as store_module
+from mean_jax.data.pipeline import plan_epoch, train_dispatches
 from mean_jax.data.store import SPLITS, Shard, SplitRows, Store, is_store
 from mean_jax.errors import UserError
 from mean_jax.types import RowLayout
@@ -136,6 +139,38 @@ def test_a_run_of_rows(numbered, start, stop):
     np.testing.assert_array_equal(numbered.gather(np.arange(start, stop)[::-1]), words[::-1])
 
 
+@pytest.fixture
+def beyond_memory(numbered, tmp_path, monkeypatch):
+    """The same split where nothing is left for it."""
+    monkeypatch.setattr(store_module, "available_bytes", lambda: 0)
+    return SplitRows(tmp_path, numbered._shards, numbered.layout)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1000), (0, 2), (299, 303), (999, 1000), (3, 998)])
+@pytest.mark.parametrize("split", ["numbered", "beyond_memory"])
+def test_rows_that_are_needed_once(request, monkeypatch, split, start, stop):
+    """Through the system's cache and around it: over pages, pieces and shards."""
+    numbered = request.getfixturevalue(split)
+    monkeypatch.setattr(store_module, "_DIRECT_BYTES", 4096)
+    words = np.full((1000, 3), np.nan, np.float32)
+    numbered.read(start, words[: stop - start])
+    np.testing.assert_array_equal(words[: stop - start], np.arange(3 * start, 3 * stop).reshape(-1, 3))
+    assert np.isnan(words[stop - start :]).all()
+
+
+@pytest.mark.parametrize("available", [0, 1 << 40])
+def test_memory_that_cannot_hold_the_split_is_left_alone(numbered, tmp_path, monkeypatch, available):
+    """Whether blocks go around the cache is decided by what the system can spare."""
+    monkeypatch.setattr(store_module, "available_bytes", lambda: available)
+    rows = SplitRows(tmp_path, numbered._shards, numbered.layout)
+    places = []
+    monkeypatch.setattr(store_module, "read", lambda *given: places.append(given) or direct.read(*given))
+    config = DataConfig(shuffle="blocks", block_rows=64, window_blocks=3)
+    found = np.concatenate([*train_dispatches(rows, plan_epoch(1000, 100, 5), 1, 0, 0, config)]).reshape(-1, 3)
+    np.testing.assert_array_equal(np.sort(found[:, 0]), 3 * np.arange(1000))
+    assert bool(places) == (available == 0)
+
+
 @pytest.mark.parametrize("has_preadv", [True, False])
 def test_consecutive_rows_are_read_into_memory_that_is_given(numbered, monkeypatch, has_preadv):
     monkeypatch.setattr(store_module, "_HAS_PREADV", has_preadv)
@@ -156,7 +191,7 @@ def test_a_read_goes_on_where_the_system_stopped(numbered, monkeypatch):
     np.testing.assert_array_equal(words, np.arange(3000).reshape(-1, 3))
 
 
-def test_a_shard_that_is_cut_while_it_is_read_is_named(numbered, tmp_path):
+def test_a_shard_that_is_cut_while_it_is_read_is_named(numbered, beyond_memory, tmp_path):
     with open(tmp_path / "0.bin", "r+b") as file:
         file.truncate(12 * numbered._shards[0].rows - 6)
     num_rows = numbered._shards[0].rows
@@ -164,16 +199,19 @@ def test_a_shard_that_is_cut_while_it_is_read_is_named(numbered, tmp_path):
         with pytest.raises(UserError, match=rf"0\.bin: ends at byte {12 * num_rows - 6}, it was cut while it was read"):
             numbered.read(first, np.empty((num_rows - first, 3), np.float32))
         with pytest.raises(UserError, match=r"0\.bin: ends at byte"):
+            beyond_memory.read(first, np.empty((num_rows - first, 3), np.float32))
+        with pytest.raises(UserError, match=r"0\.bin: ends at byte"):
             numbered.gather(np.array([first, 0]))
 
 
-def test_a_disk_that_fails_is_told_by_the_name_of_the_shard(numbered, monkeypatch):
+@pytest.mark.parametrize("split", ["numbered", "beyond_memory"])
+def test_a_disk_that_fails_is_told_by_the_name_of_the_shard(request, monkeypatch, split):
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(store_module.os, "preadv", fail)
     with pytest.raises(OSError, match=r"Input/output error: .*0\.bin"):
-        numbered.read(0, np.empty((1, 3), np.float32))
+        request.getfixturevalue(split).read(0, np.empty((1, 3), np.float32))
 
 
 def test_what_only_looks_like_a_run(numbered):

@@ -6,12 +6,16 @@ alignment allow it; anything else goes through the cache, to the same bytes.
 """
 
 import errno
-import fcntl
 import io
 import os
 from pathlib import Path
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is direct
+    fcntl = None  # type: ignore[assignment]
 
 # What memory, offsets in files and lengths are multiples of; file systems with larger blocks are left to the cache.
 PAGE_BYTES = 4096
@@ -46,6 +50,8 @@ def open_direct(path: Path, mode: str) -> io.FileIO:
 
 def _leave_to_cache(file: io.FileIO) -> bool:
     """Has the file go through the cache from here on; False if it did already."""
+    if fcntl is None:
+        return False
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     fcntl.fcntl(file, fcntl.F_SETFL, flags & ~_O_DIRECT)
     return bool(flags & _O_DIRECT)
@@ -69,7 +75,7 @@ def write(file: io.FileIO, memory: np.ndarray) -> None:
 
 
 def read(file: io.FileIO, position: int, num_bytes: int, room: np.ndarray) -> np.ndarray:
-    """Reads bytes by way of memory that is given.
+    """Reads bytes by way of memory that is given; several threads may read from one file.
 
     Args:
       file: to read from.
@@ -83,9 +89,8 @@ def read(file: io.FileIO, position: int, num_bytes: int, room: np.ndarray) -> np
     head = position % PAGE_BYTES
     first, wanted, done = position - head, head + num_bytes, 0
     while done < wanted:
-        file.seek(first + done)
         try:
-            count = file.readinto(room[done : pages(wanted)].data)
+            count = os.preadv(file.fileno(), [room[done : pages(wanted)].data], first + done)
         except OSError as error:
             if error.errno != errno.EINVAL or not _leave_to_cache(file):
                 raise

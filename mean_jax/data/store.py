@@ -9,9 +9,12 @@ numeric values and what was appended; it is written last, and files that it does
 
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import errno
+import io
 import mmap
 import os
 from pathlib import Path
+import threading
 from typing import Any
 import weakref
 
@@ -20,11 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mean_jax.data.buffers import aligned_empty
+from mean_jax.data.direct import PAGE_BYTES, empty_pages, open_direct, read
 from mean_jax.data.memory import available_bytes
 from mean_jax.data.schema import Schema
 from mean_jax.data.transform import Transform
 from mean_jax.errors import UserError
-from mean_jax.fileio import file_sha256, read_json
+from mean_jax.fileio import file_sha256, naming, read_json
 from mean_jax.threads import available_processors
 from mean_jax.types import RowLayout
 
@@ -49,6 +53,7 @@ _ADVICE_BYTES = 1 << 17
 _NUM_READERS = 16
 _MAX_CHECKS = 8  # files whose checksums are computed at once
 _MIN_ROWS_PER_READER = 64
+_DIRECT_BYTES = 1 << 20  # that a thread reads at a time around the system's cache
 # Rows that pass from a shard to their places by a buffer that stays in the processor's cache.
 _ROWS_PER_PIECE = 128
 
@@ -105,7 +110,7 @@ class Store:
         self.shards = {
             split: tuple(Shard(**shard) for shard in manifest["splits"][split]["shards"]) for split in SPLITS
         }
-        _allow_open_files(2 * sum(len(shards) for shards in self.shards.values()))
+        _allow_open_files(3 * sum(len(shards) for shards in self.shards.values()))
         all_shards = [shard for split in SPLITS for shard in self.shards[split]]
         # Checksums are computed without Python's lock.
         with ThreadPoolExecutor(min(_MAX_CHECKS, available_processors())) as pool:
@@ -133,7 +138,7 @@ class Store:
 
 
 def _allow_open_files(num_files: int) -> None:
-    """Raises the process's limit of open files if it can and has to: a shard is open as long as it is mapped."""
+    """Raises the process's limit of open files if it can and has to: shards are open as long as they are mapped."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -159,17 +164,23 @@ class SplitRows:
         self.layout = layout  # of the words that `gather` returns
         self._words = self.layout.num_words
         self._files: list[int] = []
+        self._direct_files: list[io.FileIO] = []  # of the same shards, if memory cannot hold them
         num_bytes = 4 * self._words * sum(shard.rows for shard in shards)
         available = available_bytes()
         self._fits = available is None or num_bytes <= available  # in memory, as far as the system tells
         self._maps = [self._map(folder / shard.file) for shard in shards]
         self._ends = np.cumsum([shard.rows for shard in shards])
+        self._thread = threading.local()  # holds the memory that a thread reads into around the system's cache
         self._readers = ThreadPoolExecutor(_NUM_READERS)  # starts its threads at their first work
 
     def _map(self, path: Path) -> np.ndarray:
         file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, file)
         self._files.append(file)
+        if not self._fits:
+            direct_file = open_direct(path, "rb")
+            weakref.finalize(self, direct_file.close)
+            self._direct_files.append(direct_file)
         mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
         if _HAS_ADVICE:
             # A row that is not in memory would else bring its surroundings, megabytes on some disks, for its 3 kB.
@@ -184,18 +195,39 @@ class SplitRows:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, first: int, words_BxW: np.ndarray) -> None:
-        """Fills words_BxW with the consecutive rows from `first` on, as `gather` does.
+        """Fills words_BxW with the consecutive rows from `first` on, as `gather` does, which are not soon read again.
+
+        Goes around the system's cache if that cannot hold the split.
 
         Raises:
           UserError: a shard has lost rows since the store was opened.
         """
+        self._read(first, words_BxW, not self._fits)
+
+    def _read(self, first: int, words_BxW: np.ndarray, is_direct: bool) -> None:
+        row_bytes = 4 * self._words
         for index, begin, end in self._overlaps(first, first + len(words_BxW)):
             offset = self._start(index) - first
             words = words_BxW[begin + offset : end + offset]
-            if _HAS_PREADV:  # half the work of reading through the map, page by page
-                self._read_file(index, begin * 4 * self._words, words.data.cast("B"))
+            target = words.reshape(-1).view(np.uint8)
+            if is_direct:
+                self._read_direct(index, begin * row_bytes, target)
+            elif _HAS_PREADV:  # half the work of reading through the map, page by page
+                self._read_file(index, begin * row_bytes, target.data)
             else:
                 words[:] = self._maps[index][begin:end]
+
+    def _read_direct(self, index: int, position: int, target: np.ndarray) -> None:
+        if not hasattr(self._thread, "room"):
+            self._thread.room = empty_pages(_DIRECT_BYTES + PAGE_BYTES)
+        with naming(self._folder / self._shards[index].file):
+            for start in range(0, len(target), _DIRECT_BYTES):
+                piece = target[start : start + _DIRECT_BYTES]
+                found = read(self._direct_files[index], position + start, len(piece), self._thread.room)
+                if len(found) < len(piece):
+                    self._require_whole()
+                    raise OSError(errno.EIO, "cut short")
+                piece[:] = found
 
     def _read_file(self, index: int, position: int, target: memoryview) -> None:
         while len(target):
@@ -233,7 +265,7 @@ class SplitRows:
         if _is_run(rows_B):
             first, count = int(rows_B[0]), len(rows_B)
             self.will_need(first, first + 2 * count)
-            self.read(first, words_BxW)
+            self._read(first, words_BxW, is_direct=False)
             return words_BxW
         self._require_whole()
         num_parts = min(_NUM_READERS, len(rows_B) // _MIN_ROWS_PER_READER)
