@@ -147,13 +147,12 @@ def beyond_memory(numbered, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1000), (0, 2), (299, 303), (999, 1000), (3, 998)])
-@pytest.mark.parametrize("split", ["numbered", "beyond_memory"])
-def test_rows_that_are_needed_once(request, monkeypatch, split, start, stop):
+@pytest.mark.parametrize("fits", [True, False])
+def test_rows_that_are_needed_once(numbered, beyond_memory, monkeypatch, fits, start, stop):
     """Through the system's cache and around it: over pages, pieces and shards."""
-    numbered = request.getfixturevalue(split)
     monkeypatch.setattr(store_module, "_DIRECT_BYTES", 4096)
     words = np.full((1000, 3), np.nan, np.float32)
-    numbered.read(start, words[: stop - start])
+    (numbered if fits else beyond_memory).read(start, words[: stop - start])
     np.testing.assert_array_equal(words[: stop - start], np.arange(3 * start, 3 * stop).reshape(-1, 3))
     assert np.isnan(words[stop - start :]).all()
 
@@ -204,14 +203,14 @@ def test_a_shard_that_is_cut_while_it_is_read_is_named(numbered, beyond_memory, 
             numbered.gather(np.array([first, 0]))
 
 
-@pytest.mark.parametrize("split", ["numbered", "beyond_memory"])
-def test_a_disk_that_fails_is_told_by_the_name_of_the_shard(request, monkeypatch, split):
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_disk_that_fails_is_told_by_the_name_of_the_shard(numbered, beyond_memory, monkeypatch, fits):
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(store_module.os, "preadv", fail)
     with pytest.raises(OSError, match=r"Input/output error: .*0\.bin"):
-        request.getfixturevalue(split).read(0, np.empty((1, 3), np.float32))
+        (numbered if fits else beyond_memory).read(0, np.empty((1, 3), np.float32))
 
 
 def test_what_only_looks_like_a_run(numbered):
