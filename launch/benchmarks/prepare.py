@@ -5,8 +5,8 @@ Command:  python launch/benchmarks/prepare.py [--rows=500000,2000000] [--num_wor
 The decoder reads the same files with as many processes into one row-major float32 array per unit of work (codes for
 categories), and keeps nothing: the floor of any preparation. A second one shuffles these arrays as a table beyond
 memory must be: it writes them, reads them again, writes them in random order with a checksum and waits until they are
-on the disk. It checks, fits and encodes nothing and shuffles within units only, so it is the floor of any preparation
-that shuffles. prepare reads every feature once, in its pass `read`, and goes over the rows a second time, as they were
+on the disk, around the page cache as prepare does. It checks, fits and encodes nothing, shuffles within units only and
+does one thing after the other. prepare reads every feature once, in its pass `read`, and goes over the rows a second time, as they were
 spilled, in `sort`, beside which it fits the transform; `check` reads ids and labels only. With --scratch it runs once
 more in each round, with that folder for what it spills. Each command is a process of its own and begins with a disk
 that has nothing left to write, processes start anew, and rounds are interleaved; the median is printed with the
@@ -34,7 +34,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mean_jax.cli import common
-from mean_jax.data.spill import take_rows
+from mean_jax.data.buffers import RowPages
+from mean_jax.data.direct import open_direct, read, write
 from mean_jax.data.synthetic import CUSTOMERS_FOLDER, SyntheticSpec, write_synthetic
 from mean_jax.data.tables import open_tables
 from mean_jax.data.units import Unit, split_units
@@ -53,7 +54,6 @@ _SCRATCH = flags.DEFINE_string("scratch", None, "As of mean-jax-prepare; none: n
 _DECODE = flags.DEFINE_string("decode", None, "Only decode this table: how the parent runs it.", flag_values=_FLAGS)
 _SHUFFLE_IN = flags.DEFINE_string("shuffle_in", None, "Folder to shuffle --decode's rows in.", flag_values=_FLAGS)
 _POLL_SECONDS = 0.05
-_BLOCK_ROWS = 180  # written at a time: half a megabyte at 720 features
 _PASSES = ("check", "read", "sort")
 
 
@@ -62,44 +62,42 @@ def _decode_unit(unit: Unit, folder: str | None) -> tuple[int, int]:
     columns = unit.pieces[0].source.schema.names
     num_rows = 0
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(Path(folder) / str(unit.index), "wb")) if folder else None
+        file = stack.enter_context(open_direct(Path(folder) / str(unit.index), "wb")) if folder else None
         for values_BxC in _arrays(unit, columns):
             num_rows += len(values_BxC)
             if file is not None:
-                file.write(values_BxC.data)
+                write(file, values_BxC)
     return unit.index, num_rows
 
 
 @functools.cache
-def _room(num_rows: int, num_columns: int) -> np.ndarray:
-    """Returns an array kept by each process: fresh pages cost as much as reading into them."""
-    return np.empty((num_rows, num_columns), np.float32)
+def _room(name: str, num_columns: int) -> RowPages:
+    """Returns memory kept by each process: fresh pages cost as much as reading into them."""
+    return RowPages(num_columns)
 
 
 def _shuffle_unit(written: tuple[int, int], folder: str) -> str:
     """Writes a unit's file again in random order, to the disk, and returns the SHA-256 of what it wrote."""
     index, num_rows = written
     path = Path(folder) / str(index)
-    num_columns = path.stat().st_size // (4 * num_rows)
-    values_BxC, room_BxC = _room(num_rows, num_columns), _room(_BLOCK_ROWS, num_columns)
-    with open(path, "rb") as file:
-        file.readinto(values_BxC.data)
+    num_bytes = path.stat().st_size
+    num_columns = num_bytes // (4 * num_rows)
+    read_pages, sorted_pages = _room("read", num_columns), _room("sorted", num_columns)
+    values_BxC = read_pages.rows(num_rows)
+    with open_direct(path, "rb") as file:
+        read(file, 0, num_bytes, read_pages.memory)
     path.unlink()
     order_B = np.random.default_rng(index).permutation(num_rows)
-    digest = hashlib.sha256()
-    with open(path.with_suffix(".shuffled"), "wb") as file:
-        for start in range(0, num_rows, _BLOCK_ROWS):
-            block_BxC = take_rows(values_BxC, order_B[start : start + _BLOCK_ROWS], room_BxC)
-            digest.update(block_BxC.data)
-            file.write(block_BxC.data)
-        file.flush()
+    sorted_BxC = np.take(values_BxC, order_B, axis=0, out=sorted_pages.rows(num_rows), mode="clip")
+    with open_direct(path.with_suffix(".shuffled"), "wb") as file:
+        write(file, sorted_BxC)
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return hashlib.sha256(sorted_BxC.data).hexdigest()
 
 
 def _arrays(unit: Unit, columns: list[str]) -> Iterator[np.ndarray]:
     for rows in unit.rows(columns):
-        values_BxC = np.empty((rows.batch.num_rows, len(columns)), np.float32)
+        values_BxC = _room("decoded", len(columns)).rows(rows.batch.num_rows)
         for start in range(0, len(columns), 16):
             some = [_values(column) for column in rows.batch.columns[start : start + 16]]
             values_BxC[:, start : start + len(some)] = np.stack(some).T
