@@ -6,12 +6,12 @@ The decoder reads the same files with as many processes into one row-major float
 categories), and keeps nothing: the floor of any preparation. A second one shuffles these arrays as a table beyond
 memory must be: it writes them, reads them again, writes them in random order with a checksum and waits until they are
 on the disk, around the page cache as prepare does. It checks, fits and encodes nothing, shuffles within units only and
-does one thing after the other. prepare reads every feature once, in its pass `read`, and goes over the rows a second time, as they were
-spilled, in `sort`, beside which it fits the transform; `check` reads ids and labels only. With --scratch it runs once
-more in each round, with that folder for what it spills. Each command is a process of its own and begins with a disk
-that has nothing left to write, processes start anew, and rounds are interleaved; the median is printed with the
-smallest and the largest. Memory is the sum over processes of the largest resident set of each; what stands in a folder
-in memory is not part of it. Disk: about 7 kB per row of 720 features in --folder, 3 kB in --scratch.
+does one thing after the other. prepare reads every feature once, in its pass `read`, and goes over the rows a second
+time, as they were spilled, in `sort`, beside which it fits the transform; `check` reads ids and labels only. With
+--scratch it runs once more in each round, with that folder for what it spills. Each command is a process of its own and
+begins with a disk that has nothing left to write, processes start anew, and rounds are interleaved; the median is
+printed with the smallest and the largest. Memory is the sum over processes of the largest resident set of each; what
+stands in a folder in memory is not part of it. Disk: about 7 kB per row of 720 features in --folder, 3 kB in --scratch.
 """
 
 from collections.abc import Iterator
