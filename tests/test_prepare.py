@@ -20,6 +20,7 @@ from mean_jax.data.transform import (
     category_codes,
     category_indices,
     numeric_block,
+    numeric_tiles,
 )
 from mean_jax.errors import UserError
 from tests.conftest import LABELS
@@ -317,6 +318,24 @@ def test_slices_are_read_from_where_they_begin(start):
     np.testing.assert_array_equal(numeric_block(batch, names, str), expected[:, start : start + 21].T)
     values, indices = category_indices(batch["texts"], "texts")
     assert [None if i < 0 else values[i].as_py() for i in indices.tolist()] == batch["texts"].to_pylist()
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_what_stands_behind_a_null_does_not_show(kind):
+    """Infinities and NaN of other bits there give the same bytes; values keep theirs, -0.0 and tiny ones too."""
+    values = np.array([1.5, -0.0, 1e-45, np.nan, np.inf, -np.nan, 7.0, np.finfo(np.float32).max, 2.0])
+    values = values.astype(kind.to_pandas_dtype())
+    values[3] = -values[3]
+    is_known = np.array([1, 1, 1, 0, 0, 0, 0, 1, 1], bool)
+    buffers = [pa.py_buffer(np.packbits(is_known, bitorder="little").tobytes()), pa.py_buffer(values.tobytes())]
+    batch = pa.record_batch([pa.Array.from_buffers(kind, len(values), buffers)], ["x"])
+    expected = np.where(is_known, values, np.nan).astype(np.float32)
+    order = np.array([8, 3, 0, 5, 1, 2, 4, 7, 6])
+    found = numeric_block(batch, ("x",), str)[:, 0]
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+    ((start, tile),) = numeric_tiles(batch, ("x",), str, order)
+    assert start == 0
+    np.testing.assert_array_equal(tile[0].view(np.uint32), expected[order].view(np.uint32))
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
