@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mean_jax.cli.prepare import main
-from mean_jax.data import units
+from mean_jax.data import passes
 from mean_jax.data.transform import numeric_values
 from mean_jax.errors import UserError
 from tests.conftest import LABELS
@@ -183,7 +183,7 @@ def test_features_that_cannot_be_used(refused, table, columns, message):
 @pytest.mark.parametrize("column", ["customer_id", "channel", "part"])
 @pytest.mark.parametrize("kind", ["plain", "dictionary"])
 def test_text_that_is_not_utf8(refused, table, monkeypatch, kind, column):
-    monkeypatch.setattr(units, "ROWS_PER_BATCH", 100)  # which share a dictionary
+    monkeypatch.setattr(passes, "ROWS_PER_BATCH", 100)  # which share a dictionary
     row = 702
     if column == "part":
         parts = np.array(["train", "validation", "test"])[np.arange(len(table)) % 3]

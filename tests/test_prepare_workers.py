@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from mean_jax.data import units
+from mean_jax.data import passes, units
 from mean_jax.data.ownership import SCRATCH_NAME, lock, remove_abandoned
 from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.store import SPLITS, Store
@@ -200,7 +200,7 @@ def test_categories_beyond_the_maximum_are_unknown(table, tmp_path):
 
 def test_words_are_those_of_the_table_however_the_input_is_divided(folder, table, tmp_path, monkeypatch):
     monkeypatch.setattr(units, "UNIT_ROWS", 150)
-    monkeypatch.setattr(units, "ROWS_PER_BATCH", 70)
+    monkeypatch.setattr(passes, "ROWS_PER_BATCH", 70)
     prepare(str(folder), tmp_path / "store", PrepareOptions(label_columns=LABELS))
     store = Store(tmp_path / "store")
     found = rows_by_id(store)

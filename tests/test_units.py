@@ -16,7 +16,6 @@ from mean_jax.errors import UserError
 def folder(tmp_path, monkeypatch):
     """Parquet files of 10, 0 and 250 rows, the last in row groups of 40."""
     monkeypatch.setattr(units, "UNIT_ROWS", 100)
-    monkeypatch.setattr(units, "ROWS_PER_BATCH", 32)
     for name, start, stop in (("a", 0, 10), ("b", 10, 10), ("c", 10, 260)):
         table = pa.table({"id": np.arange(start, stop), "value": np.arange(start, stop) * 0.5})
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=40)
@@ -28,7 +27,7 @@ def ids_of(found):
 
 
 def test_units_cover_the_rows_in_order(folder):
-    found = split_units(open_tables(str(folder), "--input"))
+    found = split_units(open_tables(str(folder), "--input"), 32)
     assert ids_of(found) == list(range(260))
     assert [unit.index for unit in found] == list(range(len(found)))
     assert [unit.num_rows for unit in found] == [90, 80, 90]
@@ -36,7 +35,7 @@ def test_units_cover_the_rows_in_order(folder):
 
 
 def test_places_count_from_the_start_of_the_file(folder):
-    last = split_units(open_tables(str(folder), "--input"))[2]
+    last = split_units(open_tables(str(folder), "--input"), 32)[2]
     rows = next(iter(last.rows(["value"])))
     assert rows.place(1) == f"{folder / 'c.parquet'} row 162"
     assert rows.batch.column("value")[1].as_py() == 0.5 * 171
@@ -47,7 +46,7 @@ def test_csv_files_stay_whole_and_small_ones_go_together(tmp_path, monkeypatch):
         pa_csv.write_csv(pa.table({"id": np.arange(start, start + 100)}), tmp_path / f"{name}.csv")
     size = (tmp_path / "c.csv").stat().st_size
     monkeypatch.setattr(units, "UNIT_CSV_BYTES", 2 * size)
-    found = split_units(open_tables(str(tmp_path), "--input", "id"))
+    found = split_units(open_tables(str(tmp_path), "--input", "id"), 32)
     assert [len(unit.pieces) for unit in found] == [2, 1]
     assert ids_of(found) == list(range(300))
     assert [unit.num_rows for unit in found] == [None, None]
@@ -62,7 +61,7 @@ def test_a_footer_is_parsed_once_for_the_units_of_a_file(folder, monkeypatch):
         "ParquetFile",
         lambda *args, metadata=None, **kwargs: given.append(metadata) or parquet_file(*args, **kwargs),
     )
-    found = split_units(open_tables(str(folder), "--input"))
+    found = split_units(open_tables(str(folder), "--input"), 32)
     names = ["a.parquet", "b.parquet", "c.parquet"]
     assert parsed == names
     assert ids_of(found) == list(range(260))
@@ -74,12 +73,12 @@ def test_a_file_that_is_written_again_before_it_is_divided_has_changed(folder):
     source = open_tables(str(folder), "--input")
     (folder / "c.parquet").write_bytes(b"PAR1 and not yet more")
     with pytest.raises(UserError, match=r"c\.parquet: changed from \d+ to 21 bytes while it was read"):
-        split_units(source)
+        split_units(source, 32)
 
 
 def test_a_damaged_or_changed_file_is_named(folder):
     source = open_tables(str(folder), "--input")
-    found = split_units(source)
+    found = split_units(source, 32)
     path = folder / "c.parquet"
     content = bytearray(path.read_bytes())
     content[4:400] = bytes(396)
@@ -87,4 +86,4 @@ def test_a_damaged_or_changed_file_is_named(folder):
     with pytest.raises(UserError, match=r"c\.parquet: changed while it was read"):
         ids_of(found)
     with pytest.raises(UserError, match=r"c\.parquet: cannot be read, mend or replace it"):
-        ids_of(split_units(open_tables(str(folder), "--input")))
+        ids_of(split_units(open_tables(str(folder), "--input"), 32))

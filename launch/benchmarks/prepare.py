@@ -36,6 +36,7 @@ import pyarrow.compute as pc
 from mean_jax.cli import common
 from mean_jax.data.buffers import RowPages
 from mean_jax.data.direct import open_direct, read, write
+from mean_jax.data.passes import ROWS_PER_BATCH
 from mean_jax.data.synthetic import CUSTOMERS_FOLDER, SyntheticSpec, write_synthetic
 from mean_jax.data.tables import open_tables
 from mean_jax.data.units import Unit, split_units
@@ -112,7 +113,7 @@ def _values(column: pa.Array) -> np.ndarray:
 
 def _decode(path: str, num_workers: int, folder: str | None) -> None:
     with Workers(num_workers) as workers:
-        units = split_units(open_tables(path, "--decode"))
+        units = split_units(open_tables(path, "--decode"), ROWS_PER_BATCH)
         decoded = list(workers.map(functools.partial(_decode_unit, folder=folder), units))
         if folder is not None:
             list(workers.map(functools.partial(_shuffle_unit, folder=folder), decoded))

@@ -18,9 +18,6 @@ from mean_jax.inputs import FileStamp
 
 UNIT_ROWS = 1 << 16
 UNIT_CSV_BYTES = 64 << 20
-# Larger batches gain little and take memory, 95 MB each as columns and as rows at 720 features; smaller ones are all
-# overhead: 8,192 rows at a time take a quarter longer.
-ROWS_PER_BATCH = 1 << 15
 _BUFFER_BYTES = 1 << 16  # read ahead of each column, so that memory does not grow with the row groups
 
 
@@ -48,7 +45,7 @@ class Piece:
     def stamp(self) -> FileStamp:
         return self.source.stamps[0]
 
-    def rows(self, columns: Iterable[str]) -> Iterator[Rows]:
+    def rows(self, columns: Iterable[str], batch_rows: int) -> Iterator[Rows]:
         """Yields the piece's rows with the named columns; see `TableSource.rows` for the errors."""
         if self.row_groups is None:
             yield from self.source.rows(columns)
@@ -60,7 +57,7 @@ class Piece:
             metadata = _footer(self.file, self.stamp)
             with pq.ParquetFile(self.file, metadata=metadata, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
                 groups, is_shared = list(self.row_groups), pa.cpu_count() > 1
-                for batch in parquet.iter_batches(ROWS_PER_BATCH, groups, names, use_threads=is_shared):
+                for batch in parquet.iter_batches(batch_rows, groups, names, use_threads=is_shared):
                     batch = batch.select(names)
                     if not batch.schema.equals(schema):  # a cast to the same types costs a tenth of the decoding
                         batch = batch.cast(schema, safe=False)
@@ -79,12 +76,13 @@ class Unit:
     index: int  # results are put together in this order
     pieces: tuple[Piece, ...]
     num_rows: int | None  # None where only reading tells
+    batch_rows: int  # read at a time; CSV files come as they are parsed
 
     def rows(self, columns: Iterable[str]) -> Iterator[Rows]:
         """Yields the unit's rows in order."""
         names = list(columns)
         for piece in self.pieces:
-            yield from piece.rows(names)
+            yield from piece.rows(names, self.batch_rows)
 
 
 def _pieces(source: TableSource) -> Iterator[tuple[Piece, int | None, float]]:
@@ -106,8 +104,12 @@ def _pieces(source: TableSource) -> Iterator[tuple[Piece, int | None, float]]:
             first_row += num_rows
 
 
-def split_units(source: TableSource) -> list[Unit]:
+def split_units(source: TableSource, batch_rows: int) -> list[Unit]:
     """Returns the units of the input in the order of its rows; none if no file has a row group.
+
+    Args:
+      source: the input.
+      batch_rows: of a Parquet file, read at a time.
 
     Raises:
       UserError: the footer of a Parquet file cannot be read.
@@ -119,7 +121,8 @@ def split_units(source: TableSource) -> list[Unit]:
 
     def close() -> None:
         known = [count for count in rows if count is not None]
-        units.append(Unit(len(units), tuple(pieces), sum(known) if len(known) == len(rows) else None))
+        num_rows = sum(known) if len(known) == len(rows) else None
+        units.append(Unit(len(units), tuple(pieces), num_rows, batch_rows))
         pieces.clear()
         rows.clear()
 

@@ -21,7 +21,7 @@ from mean_jax.training.predictions import RowPredictor, seed_predictions
 from mean_jax.training.step import make_predict
 from mean_jax.types import RowLayout
 
-ROWS_PER_BATCH = 1 << 13  # of a table in memory; batches are encoded beside each other
+ROWS_PER_BATCH = 1 << 13  # encoded at a time by each thread
 
 
 def _in_a_table(row: int) -> str:

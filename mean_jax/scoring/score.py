@@ -24,7 +24,7 @@ from mean_jax.data.units import Unit, split_units
 from mean_jax.errors import UserError
 from mean_jax.fileio import atomic_file, file_sha256, read_json, remove_temporaries, require_free_output, write_json
 from mean_jax.log import LOGGER
-from mean_jax.scoring.predictor import Predictor, load
+from mean_jax.scoring.predictor import ROWS_PER_BATCH, Predictor, load
 from mean_jax.threads import map_ahead
 
 KIND, VERSION = "mean-jax scores", 1
@@ -186,7 +186,7 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
     if is_one_file:
         if distributed.is_lead():
             with tqdm(total=num_rows, desc="score", unit=" rows", unit_scale=True, disable=None) as progress:
-                all_rows = _Reader(split_units(source), columns).between(0, num_rows)
+                all_rows = _Reader(split_units(source, ROWS_PER_BATCH), columns).between(0, num_rows)
                 _write_part(output, predictor, all_rows, progress)
         return num_rows
     identity = {
@@ -200,7 +200,7 @@ def score(run: str, input_path: str, output: Path, rows_per_part: int = DEFAULT_
         LOGGER.info("going on after %d scored rows", sum(part["rows"] for part in job.parts.values()))
     distributed.barrier("the scoring job is open")
     try:
-        _write_parts(job, predictor, split_units(source), columns, num_rows)
+        _write_parts(job, predictor, split_units(source, ROWS_PER_BATCH), columns, num_rows)
     except BaseException:
         if is_new_job and not job.parts:  # nothing worth keeping: leave no trace of this call
             (output / _progress_name(jax.process_index())).unlink(missing_ok=True)
