@@ -1,8 +1,10 @@
 """Files beside the system's cache: the same bytes as through it, whatever the disk, the place and the length."""
 
+from concurrent.futures import ThreadPoolExecutor
 import errno
 import fcntl
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -131,15 +133,60 @@ def test_other_errors_are_those_of_the_system(tmp_path):
         read(file, 0, 1, empty_pages(2 * PAGE_BYTES))
 
 
+def test_only_a_refusal_of_direct_access_is_tried_again(tmp_path, monkeypatch):
+    opened = []
+
+    def deny(path, flags, *_):
+        opened.append(flags)
+        raise OSError(errno.EACCES, "Permission denied", path)
+
+    (tmp_path / "file").write_bytes(b"abc")
+    with open_direct(tmp_path / "file", "r+") as file:
+        monkeypatch.setattr(os, "preadv", lambda *_: os.read(-1, 1))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            read(file, 0, 1, empty_pages(2 * PAGE_BYTES))
+        calls = []
+
+        def refuse(*_):
+            calls.append(1)
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        monkeypatch.setattr(os, "preadv", refuse)
+        with pytest.raises(OSError, match="Invalid argument"):
+            read(file, 0, 1, empty_pages(2 * PAGE_BYTES))
+        assert len(calls) == 2
+    monkeypatch.setattr(os, "open", deny)
+    with pytest.raises(PermissionError):
+        open_direct(tmp_path / "file", "rb")
+    assert len(opened) == 1
+
+
+def test_threads_that_share_a_file_are_refused_together(tmp_path, monkeypatch):
+    """Both are told that the disk knows no direct access before either has the file go through the cache."""
+    content = random_pages(2 * PAGE_BYTES)
+    content.tofile(tmp_path / "file")
+    both, original, refused = threading.Barrier(2), os.preadv, set()
+
+    def refuse(*given):
+        if threading.get_ident() not in refused:
+            refused.add(threading.get_ident())
+            both.wait(30)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return original(*given)
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    with open_direct(tmp_path / "file", "rb") as file, ThreadPoolExecutor(2) as threads:
+        found = threads.map(lambda start: read(file, start, 5000, empty_pages(3 * PAGE_BYTES)), (0, 10))
+        for start, part in zip((0, 10), found, strict=True):
+            np.testing.assert_array_equal(part, content[start : start + 5000])
+
+
 def test_whole_pages_go_around_the_cache_where_the_disk_can(tmp_path):
-    """Only what follows the last whole page ends it."""
     with open_direct(tmp_path / "file", "wb") as file:
         if not is_direct(file):
             pytest.skip("this file system knows no direct access")
         write(file, random_pages(2 * PAGE_BYTES))
         assert is_direct(file)
-        write(file, random_pages(1)[:1])
-        assert not is_direct(file)
     with open_direct(tmp_path / "file", "rb") as file:
         read(file, 100, PAGE_BYTES, empty_pages(2 * PAGE_BYTES))
         assert is_direct(file)

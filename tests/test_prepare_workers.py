@@ -198,6 +198,17 @@ def test_categories_beyond_the_maximum_are_unknown(table, tmp_path):
     )
 
 
+def test_batches_of_wide_rows_are_short(folder, tmp_path, monkeypatch):
+    given = []
+    original = passes.split_units
+    monkeypatch.setattr(passes, "split_units", lambda source, rows: given.append(rows) or original(source, rows))
+    prepare(str(folder), tmp_path / "store", PrepareOptions(label_columns=LABELS))
+    row_bytes = 4 * Store(tmp_path / "store").schema.layout.num_words
+    monkeypatch.setattr(passes, "_BYTES_PER_BATCH", 50 * row_bytes + 1)
+    prepare(str(folder), tmp_path / "wide", PrepareOptions(label_columns=LABELS))
+    assert given == [passes.ROWS_PER_BATCH, 50]
+
+
 def test_words_are_those_of_the_table_however_the_input_is_divided(folder, table, tmp_path, monkeypatch):
     monkeypatch.setattr(units, "UNIT_ROWS", 150)
     monkeypatch.setattr(passes, "ROWS_PER_BATCH", 70)

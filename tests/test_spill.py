@@ -3,17 +3,20 @@
 import errno
 import itertools
 import os
+import time
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mean_jax.data import spill
+from mean_jax.data import sort, spill
 from mean_jax.data.buffers import RowPages
+from mean_jax.data.prepare import PrepareOptions, prepare
 from mean_jax.data.sort import sort_shard
 from mean_jax.data.spill import Spiller, spill_schema
 from mean_jax.types import RowLayout
+from tests.conftest import LABELS
 
 SCHEMA = spill_schema(pa.int64())
 
@@ -60,7 +63,7 @@ def test_a_shard_holds_its_rows_in_the_order_of_their_hashes(
         hashes, words = (np.concatenate([half(batch[part]) for batch in batches]) for part in (0, 1))
         positions = np.concatenate([half(rows) for rows in numbers])
         order = np.lexsort((positions, hashes))
-        shard, clipped, _ = sort_shard(tmp_path, name, room, SCHEMA, layout, tmp_path)
+        shard, clipped, _ = sort_shard(tmp_path, name, len(hashes), room, SCHEMA, layout, tmp_path)
         stored = np.fromfile(tmp_path / shard.file, np.float32).reshape(shard.rows, -1)
         np.testing.assert_array_equal(layout.widen(stored), words[order])
         ids = pq.read_table(tmp_path / shard.ids_file).column("id").to_numpy()
@@ -80,7 +83,7 @@ def test_a_shard_that_does_not_fit_says_so(tmp_path, three_rows):
     output.mkdir()
     (output / "shard.bin").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as failure:
-        sort_shard(tmp_path, "shard", RowPages(1), SCHEMA, RowLayout(1, 0, 0), output)
+        sort_shard(tmp_path, "shard", 3, RowPages(1), SCHEMA, RowLayout(1, 0, 0), output)
     assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(output / "shard.bin"))
 
 
@@ -88,8 +91,80 @@ def test_a_spill_that_was_cut_short_is_no_shard(tmp_path, three_rows):
     (path,) = tmp_path.glob("shard.*.rows")
     os.truncate(path, 11)
     with pytest.raises(OSError, match="cut short") as failure:
-        sort_shard(tmp_path, "shard", RowPages(1), SCHEMA, RowLayout(1, 0, 0), tmp_path)
+        sort_shard(tmp_path, "shard", 3, RowPages(1), SCHEMA, RowLayout(1, 0, 0), tmp_path)
     assert failure.value.filename == str(path)
+
+
+@pytest.mark.parametrize("size", [None, 0, 3, 20, -1])
+def test_keys_that_were_lost_are_no_shard(tmp_path, three_rows, size):
+    """All of them, or cut anywhere: the rows are there, and what they are is not."""
+    (path,) = tmp_path.glob("shard.*.keys")
+    place = path
+    if size is None:
+        path.unlink()
+    else:
+        os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
+    if not size:
+        place = tmp_path / "shard"
+    with pytest.raises(OSError, match=r"cut short|Expected to be able to read") as failure:
+        sort_shard(tmp_path, "shard", 3, RowPages(1), SCHEMA, RowLayout(1, 0, 0), tmp_path)
+    assert failure.value.filename == str(place)
+    assert not (tmp_path / "shard.bin").exists()
+
+
+def test_clipped_values_are_counted_over_all_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(sort, "_PACK_BYTES", 40)
+    values = np.where(np.arange(50)[:, None] % 5 < [2, 0], 1e6, 1.0).astype(np.float32)
+    spilled(tmp_path, ["shard"], [(np.arange(50, dtype=np.uint64), values)], 2)
+    layout = RowLayout(2, 0, 0, "float16", (0, 0))
+    _, clipped, _ = sort_shard(tmp_path, "shard", 50, RowPages(2), SCHEMA, layout, tmp_path)
+    assert clipped.tolist() == [20, 0]
+
+
+def test_nothing_is_written_once_it_was_stopped(tmp_path, monkeypatch):
+    """Of many slow pieces those under way end, and the others never begin."""
+    original, under_way = spill.write, []
+
+    def slow(file, memory):
+        under_way.append(file.name)
+        time.sleep(0.05)
+        original(file, memory)
+        under_way.remove(file.name)
+
+    monkeypatch.setattr(spill, "write", slow)
+    spiller = Spiller(tmp_path, [str(number) for number in range(40)], SCHEMA, 1)
+    spiller.room(40)
+    for number in range(40):
+        numbers = np.array([number], np.uint64)
+        spiller.append(number, slice(number, number + 1), numbers, numbers, pa.array([number]))
+    spiller.stop()
+    assert not under_way
+    found = len(list(tmp_path.iterdir()))
+    time.sleep(0.2)
+    assert len(list(tmp_path.iterdir())) == found < 80
+
+
+def test_an_interrupt_while_rows_are_written_leaves_nothing(table_path, tmp_path, monkeypatch):
+    original, begun = spill.write, []
+
+    def slow(file, memory):
+        begun.append(file.name)
+        time.sleep(0.05)
+        original(file, memory)
+
+    def interrupt(under_way):
+        if under_way:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(spill, "write", slow)
+    monkeypatch.setattr(spill, "wait", interrupt)
+    output = tmp_path / "output" / "store"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(str(table_path), output, PrepareOptions(label_columns=LABELS, shard_bytes=2000))
+    num_begun = len(begun)
+    time.sleep(0.2)
+    assert len(begun) == num_begun > 0
+    assert list(output.parent.iterdir()) == []
 
 
 def test_a_piece_that_does_not_fit_is_told_with_nothing_under_way(tmp_path, monkeypatch):

@@ -192,6 +192,16 @@ def test_moments_of_any_size_and_type(dtype, scale):
         np.testing.assert_allclose(found.std[[0, 1, 3]], np.nanstd(wide, axis=0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_rows", [1000, 1 << 15])
+def test_deviations_of_one_size_keep_six_digits(num_rows):
+    """Where every square is the same a plain sum in float32 loses with each row."""
+    values = np.where(np.arange(num_rows) % 2, 1.1, -1.1).astype(np.float32)
+    rare = (np.arange(num_rows) % 1000 == 0).astype(np.float32)
+    moments = Moments(2)
+    moments.update(np.stack([values, rare]))
+    np.testing.assert_allclose(moments.std, [values.astype(float).std(), rare.astype(float).std()], rtol=1e-6)
+
+
 def test_samples_merge_and_a_bound_changes_nothing():
     rng = np.random.default_rng(0)
     hashes = rng.permutation(1000).astype(np.uint64)

@@ -168,6 +168,9 @@ def test_memory_that_cannot_hold_the_split_is_left_alone(numbered, tmp_path, mon
     found = np.concatenate([*train_dispatches(rows, plan_epoch(1000, 100, 5), 1, 0, 0, config)]).reshape(-1, 3)
     np.testing.assert_array_equal(np.sort(found[:, 0]), 3 * np.arange(1000))
     assert bool(places) == (available == 0)
+    places.clear()
+    np.testing.assert_array_equal(rows.gather(np.arange(5, 900))[:, 0], 3 * np.arange(5, 900))
+    assert not places  # rows that are asked for ahead are in the cache
 
 
 @pytest.mark.parametrize("has_preadv", [True, False])

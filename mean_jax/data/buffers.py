@@ -7,15 +7,14 @@ import numpy as np
 
 from mean_jax.data.direct import empty_pages
 
-_ALIGNMENT_BYTES = 64
+
+def _as_rows(memory: np.ndarray, num_rows: int, num_words: int) -> np.ndarray:
+    return memory[: 4 * num_rows * num_words].view(np.float32).reshape(num_rows, num_words)
 
 
 def aligned_empty(num_rows: int, num_words: int) -> np.ndarray:
-    """Returns an empty float32 array at a multiple of 64 bytes, which JAX takes on a CPU without copying it."""
-    size = num_rows * num_words
-    buffer = np.empty(size + _ALIGNMENT_BYTES // 4, np.float32)
-    start = -buffer.ctypes.data % _ALIGNMENT_BYTES // 4
-    return buffer[start : start + size].reshape(num_rows, num_words)
+    """Returns an empty float32 array at the start of a page; JAX takes it on a CPU without copying it."""
+    return _as_rows(empty_pages(4 * num_rows * num_words), num_rows, num_words)
 
 
 class _Lent:
@@ -52,7 +51,6 @@ class RowPages:
 
     def rows(self, num_rows: int) -> np.ndarray:
         """Returns words_BxW float32 at the start of the memory, which is larger from now on if it has to be."""
-        num_bytes = 4 * self._num_words * num_rows
-        if self.memory.size < num_bytes:
-            self.memory = empty_pages(num_bytes)
-        return self.memory[:num_bytes].view(np.float32).reshape(num_rows, self._num_words)
+        if self.memory.size < 4 * self._num_words * num_rows:
+            self.memory = empty_pages(4 * self._num_words * num_rows)
+        return _as_rows(self.memory, num_rows, self._num_words)

@@ -48,30 +48,28 @@ def open_direct(path: Path, mode: str) -> io.FileIO:
     return io.FileIO(path, mode, opener=_open)
 
 
-def _leave_to_cache(file: io.FileIO) -> bool:
-    """Has the file go through the cache from here on; False if it did already."""
-    if fcntl is None:
-        return False
-    flags = fcntl.fcntl(file, fcntl.F_GETFL)
-    fcntl.fcntl(file, fcntl.F_SETFL, flags & ~_O_DIRECT)
-    return bool(flags & _O_DIRECT)
+def _leave_to_cache(file: io.FileIO) -> None:
+    """Has the file go through the cache from here on."""
+    if fcntl is not None:
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~_O_DIRECT)
 
 
 def write(file: io.FileIO, memory: np.ndarray) -> None:
     """Writes all bytes of contiguous memory, directly as long as file position and memory are at the start of a page.
 
-    What follows the last whole page ends direct access.
+    What follows the last whole page may end direct access.
     """
     data = memory.reshape(-1).view(np.uint8).data
+    is_refused = False
     while len(data):
         end = len(data) - len(data) % PAGE_BYTES
-        if not end:
-            _leave_to_cache(file)
         try:
             data = data[file.write(data[: end or len(data)]) :]
         except OSError as error:
-            if error.errno != errno.EINVAL or not _leave_to_cache(file):
+            if error.errno != errno.EINVAL or is_refused:
                 raise
+            is_refused = True
+            _leave_to_cache(file)
 
 
 def read(file: io.FileIO, position: int, num_bytes: int, room: np.ndarray) -> np.ndarray:
@@ -88,12 +86,15 @@ def read(file: io.FileIO, position: int, num_bytes: int, room: np.ndarray) -> np
     """
     head = position % PAGE_BYTES
     first, wanted, done = position - head, head + num_bytes, 0
+    is_refused = False
     while done < wanted:
         try:
             count = os.preadv(file.fileno(), [room[done : pages(wanted)].data], first + done)
         except OSError as error:
-            if error.errno != errno.EINVAL or not _leave_to_cache(file):
+            if error.errno != errno.EINVAL or is_refused:
                 raise
+            is_refused = True
+            _leave_to_cache(file)  # another thread may have been first
             continue
         if not count:
             break

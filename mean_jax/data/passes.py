@@ -42,9 +42,9 @@ from mean_jax.log import LOGGER
 from mean_jax.progress import Progress
 from mean_jax.types import RowLayout
 
-# Larger batches gain little and take memory, 95 MB each as columns and as rows at 720 features; smaller ones are all
-# overhead: 8,192 rows at a time take a quarter longer.
-ROWS_PER_BATCH = 1 << 15
+# Larger batches gain little and take their bytes twice, as columns and as rows; smaller ones are all overhead: with 720
+# columns, 8,192 rows at a time take a quarter longer.
+ROWS_PER_BATCH, _BYTES_PER_BATCH = 1 << 15, 96 << 20
 _ORDER_SALT = 1  # even salts are those of the split seeds
 _TRAIN = SPLITS.index("train")
 _NUM_WORST = 5  # columns that a warning names
@@ -125,18 +125,25 @@ class _SpillUnit:
 
     def __call__(self, unit: Unit) -> Spilled:
         try:
-            return self._spill(unit)
-        except UnicodeDecodeError as error:  # of a dictionary, which may name texts of other batches
-            for rows in unit.rows(self.schema.categorical):
-                for name in self.schema.categorical:
-                    require_utf8(rows.batch.column(name), name, rows.place)
-            files = ", ".join(str(piece.file) for piece in unit.pieces)
-            raise UserError(
-                f"{files}: the dictionary of a text column holds {error.object!r}, which is not UTF-8 and which no row "
-                "has; write text as UTF-8"
-            ) from None
-        finally:
+            done = self._spill(unit)
             self._spiller.finish()
+        except BaseException as error:
+            self._spiller.stop()  # the folder may be removed now
+            if isinstance(error, UnicodeDecodeError):
+                raise self._bad_text(unit, error) from None
+            raise
+        return done
+
+    def _bad_text(self, unit: Unit, error: UnicodeDecodeError) -> UserError:
+        """Returns, or raises, what names a text in a dictionary, which may hold texts of other batches."""
+        for rows in unit.rows(self.schema.categorical):
+            for name in self.schema.categorical:
+                require_utf8(rows.batch.column(name), name, rows.place)
+        files = ", ".join(str(piece.file) for piece in unit.pieces)
+        return UserError(
+            f"{files}: the dictionary of a text column holds {error.object!r}, which is not UTF-8 and which no row "
+            "has; write text as UTF-8"
+        )
 
     def _spill(self, unit: Unit) -> Spilled:
         schema = self.schema
@@ -207,8 +214,11 @@ class _SortShard:
         """For the rows of one shard, kept by each process."""
         return RowPages(self.layout.as_float32.num_words)
 
-    def __call__(self, name: str) -> tuple[Shard, np.ndarray, Occupancy | None]:
-        return sort_shard(self.scratch, name, self._room, self.spilled, self.layout, self.output, self.occupancy)
+    def __call__(self, shard: tuple[str, int]) -> tuple[Shard, np.ndarray, Occupancy | None]:
+        name, num_rows = shard
+        return sort_shard(
+            self.scratch, name, num_rows, self._room, self.spilled, self.layout, self.output, self.occupancy
+        )
 
 
 class Passes:
@@ -229,7 +239,8 @@ class Passes:
         self.seconds: dict[str, float] = {}  # that each pass took
         self._scratch = scratch
         self._spilled = spill_schema(id_type)
-        self._units = split_units(source, ROWS_PER_BATCH)
+        batch_rows = max(1, min(ROWS_PER_BATCH, _BYTES_PER_BATCH // (4 * schema.layout.num_words)))
+        self._units = split_units(source, batch_rows)
         self._workers = workers if len(self._units) > 1 else Workers(1)  # processes take longer to start than one unit
         counts = [unit.num_rows for unit in self._units if unit.num_rows is not None]
         self._num_rows = sum(counts) if len(counts) == len(self._units) else None
@@ -302,7 +313,7 @@ class Passes:
             write = functools.partial(write_codes, vocabularies=value_sets)
             for _ in self._workers.map(write, list_paths(self._scratch)):
                 pass
-            sorted_shards = self._workers.map(function, [name for _, name, _ in tasks])
+            sorted_shards = self._workers.map(function, [(name, rows) for _, name, rows in tasks])
             for (split, _, rows), (shard, clipped, occupied) in zip(tasks, sorted_shards, strict=True):
                 for name in (shard.file, shard.ids_file):  # meanwhile other processes sort the next ones
                     with naming(output / name):

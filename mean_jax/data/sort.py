@@ -1,6 +1,7 @@
 """One shard of a store from the rows that were spilled for it."""
 
 from concurrent.futures import ThreadPoolExecutor
+import errno
 import hashlib
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def _write_rows(path: Path, rows_BxW: np.ndarray) -> str:
 def sort_shard(
     folder: Path,
     name: str,
+    num_rows: int,
     room: RowPages,
     schema: pa.Schema,
     layout: RowLayout,
@@ -81,6 +83,7 @@ def sort_shard(
     Args:
       folder: of the spill.
       name: the shard's name.
+      num_rows: that were spilled for it.
       room: for the rows that were spilled, in float32; what stands there is overwritten.
       schema: of the spill.
       layout: of the store's rows.
@@ -90,10 +93,14 @@ def sort_shard(
     Returns:
       The shard's entry of the manifest, per column [C] how many values were clipped, and the counts if they were asked
       for.
+
+    Raises:
+      OSError: of the disk, or not all that was spilled is there.
     """
     num_words = layout.as_float32.num_words
     keys = read_keys(folder, name, schema, 4 * num_words)
-    num_rows = len(keys.hashes)
+    if len(keys.hashes) != num_rows:
+        raise OSError(errno.EIO, "cut short", str(folder / name))
     order_B = np.lexsort((keys.positions, keys.hashes))
     place_B = np.empty_like(order_B)
     place_B[order_B] = np.arange(num_rows)

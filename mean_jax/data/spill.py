@@ -7,10 +7,11 @@ the ids, so that neither the input's order nor who did what shows.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 import errno
 import os
 from pathlib import Path
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from mean_jax.data.direct import PAGE_BYTES, empty_pages, open_direct, pages, re
 from mean_jax.fileio import naming
 
 _NUM_WRITERS = 4  # of a process: pieces under way at once
-_READ_BYTES = 1 << 22  # at a time, if pieces are shorter: what is read is still in the second cache when it is sorted
+_READ_BYTES = 1 << 22  # at a time: what is read is still in the outer caches when it is sorted
 
 
 def spill_schema(id_type: pa.DataType) -> pa.Schema:
@@ -62,10 +63,15 @@ class Spiller:
 
     def finish(self) -> None:
         """Waits until all is written, or raises why it could not be, then with nothing under way."""
+        wait(self._writing)
         futures, self._writing = self._writing, []
         errors = [error for future in futures if (error := future.exception())]
         if errors:
             raise errors[0]
+
+    def stop(self) -> None:
+        """Begins no more pieces and waits for those under way: nothing is written from then on."""
+        self._writers.shutdown(cancel_futures=True)
 
     def _write(self, name: str, part: slice, batch: pa.RecordBatch) -> None:
         start, end = part.start * self._row_bytes, part.stop * self._row_bytes
@@ -89,7 +95,7 @@ def _paths(folder: Path, name: str, process: str) -> _Paths:
 
 
 class Piece(NamedTuple):
-    """Rows that were appended together."""
+    """Rows that were appended together, or some of them."""
 
     process: str
     begin: int  # number of its first row in the shard as it was spilled
@@ -107,20 +113,36 @@ class Keys(NamedTuple):
     pieces: list[Piece]
 
 
+def _read_messages(path: Path, schema: pa.Schema) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields the bytes before the rows of a piece in their first page, and the piece's keys."""
+    size = path.stat().st_size
+    with naming(path), pa.OSFile(str(path)) as file:  # not mapped: the pages would count as this process's memory
+        while file.tell() < size:
+            try:
+                head = int.from_bytes(file.read(8), sys.byteorder)
+                batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)
+            except (pa.ArrowException, EOFError) as error:
+                raise OSError(errno.EIO, f"cut short: {error}") from error
+            yield head, batch
+
+
 def read_keys(folder: Path, name: str, schema: pa.Schema, row_bytes: int) -> Keys:
     """Returns the keys of the rows that all processes have spilled for a shard."""
     batches: list[pa.RecordBatch] = []
     pieces: list[Piece] = []
+    step = max(1, _READ_BYTES // row_bytes)
     begin = 0
     for path in sorted(folder.glob(f"{name}.*.keys")):
-        process, size, page = path.suffixes[-2][1:], path.stat().st_size, 0
-        with pa.OSFile(str(path)) as file:  # not mapped: the pages would count as this process's memory
-            while file.tell() < size:
-                first = page + int(np.frombuffer(file.read(8), np.int64)[0])
-                batches.append(pa.ipc.read_record_batch(pa.ipc.read_message(file), schema))
-                end = begin + len(batches[-1])
-                pieces.append(Piece(process, begin, end, first, first + (end - begin) * row_bytes))
-                begin, page = end, pages(pieces[-1].end_byte)
+        process, page = path.suffixes[-2][1:], 0
+        for head, batch in _read_messages(path, schema):
+            first_byte = page + head
+            batches.append(batch)
+            for start in range(0, len(batch), step):
+                count = min(step, len(batch) - start)
+                end_byte = first_byte + count * row_bytes
+                pieces.append(Piece(process, begin, begin + count, first_byte, end_byte))
+                begin, first_byte = begin + count, end_byte
+            page = pages(first_byte)
     table = pa.Table.from_batches(batches, schema)
     hashes, positions = (table.column(column).to_numpy() for column in ("hash", "position"))
     return Keys(hashes, positions, table.column("id").combine_chunks(), pieces)

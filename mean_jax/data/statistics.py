@@ -91,7 +91,8 @@ def _block_moments(values_CxB: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
         np.bitwise_and(bits_CxB, mask_CxB, out=bits_CxB)
     at_least_1 = np.maximum(count, 1)
     rest = np.add.reduce(deviation_CxB, axis=1).astype(np.float64)
-    squares = np.einsum("cb,cb->c", deviation_CxB, deviation_CxB).astype(np.float64)
+    np.multiply(deviation_CxB, deviation_CxB, out=deviation_CxB)
+    squares = np.add.reduce(deviation_CxB, axis=1).astype(np.float64)
     return count, pivot + rest / at_least_1, np.maximum(squares - rest**2 / at_least_1, 0.0)
 
 
